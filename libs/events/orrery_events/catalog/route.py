@@ -1,0 +1,57 @@
+"""Routes: public path (or host + path) to target, with the access policy. Fat: one event says the whole route."""
+
+from __future__ import annotations
+
+from ..ids import derived_id
+from ..registry import Event, event
+
+
+def route_id_of(prefix: str, host: str = "") -> str:
+    """One route per (host, prefix), whoever sets it."""
+    return derived_id("route", host, prefix)
+
+
+@event("route.set")
+class RouteSet(Event, frozen=True, kw_only=True):
+    """Requests below `prefix` go to `target` from now on."""
+
+    route_id: str
+    prefix: str
+    """Starts and ends with `/`, percent-decoded, e.g. `/user/ada/lab/`."""
+    host: str = ""
+    """Only requests for this host; empty: any."""
+    target: str
+    """`http://127.0.0.1:41234`, without a path."""
+    policy: str = "owner"
+    """Who may pass: `owner` (and admins), `authenticated`, `public`."""
+    owner_id: str = ""
+    server_id: str = ""
+    server_name: str = ""
+    owner_name: str = ""
+    generation: int = 0
+    strip_prefix: bool = False
+    secret_header: str = ""
+    secret_prefix: str = ""
+
+    def aggregate_id(self) -> str:
+        return self.route_id
+
+    def compaction_key(self) -> str | None:
+        return self.route_id
+
+
+@event("route.removed", tombstone=True)
+class RouteRemoved(Event, frozen=True, kw_only=True):
+    """Nothing is served below the prefix any more."""
+
+    route_id: str
+    prefix: str
+    host: str = ""
+    server_id: str = ""
+    generation: int = 0
+
+    def aggregate_id(self) -> str:
+        return self.route_id
+
+    def compaction_key(self) -> str | None:
+        return self.route_id
