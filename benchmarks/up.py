@@ -2,7 +2,7 @@
 
     python -m benchmarks.up [--rounds 5]
 
-Writes benchmarks/results/up.json. Memory is PSS where the kernel tells it (shared pages counted once per sharer), and RSS.
+Writes benchmarks/results/up.json. Memory is told as PSS (shared pages divided among their sharers) and as RSS.
 """
 
 from __future__ import annotations
