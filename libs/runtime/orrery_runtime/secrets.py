@@ -32,7 +32,7 @@ class Secrets:
         if len(text) < SECRET_KEY_LENGTH_MIN:
             raise ConfigError(
                 f"secret_key is {'missing' if not text else 'too short'}: set ORRERY_SECRET_KEY_FILE to a file that "
-                f"holds at least {SECRET_KEY_LENGTH_MIN} characters (`openssl rand -hex 32`), the same for every process"
+                f"holds at least {SECRET_KEY_LENGTH_MIN} characters (`openssl rand -hex 32`), one for all processes"
             )
         self._key = text.encode()
 
