@@ -122,8 +122,10 @@ FAILING: dict[str, tuple[dict[str, Any], str]] = {
             "command": [
                 "{python}",
                 "-c",
-                "import time, http.server as h; time.sleep(8);"
-                "h.HTTPServer(('127.0.0.1', {port}), h.SimpleHTTPRequestHandler).serve_forever()",
+                (
+                    "import time, http.server as h; time.sleep(8);"
+                    "h.HTTPServer(('127.0.0.1', {port}), h.SimpleHTTPRequestHandler).serve_forever()"
+                ),
             ]
         },
         "port_never_opened",
@@ -152,7 +154,7 @@ async def test_a_start_that_cannot_succeed_says_why_and_may_be_tried_again(ada: 
             return found is None or not found["pending"]
 
         await eventually(at_rest, timeout_s=10)
-    assert not [s for s in ada.platform.server_pids().values()], "nothing of it is left running"
+    assert not list(ada.platform.server_pids().values()), "nothing of it is left running"
 
 
 async def progress(ada: Person, server: str) -> list[dict[str, Any]]:
