@@ -1,0 +1,44 @@
+"""The checks that every process has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from orrery_events.tail import Tail
+
+if TYPE_CHECKING:
+    from .process import Process
+
+ROUTER: Final = "router"
+STALE_AFTER_S: Final = 60.0
+
+
+def add_defaults(process: Process) -> None:
+    """Postgres, NATS and the lease. A router needs none of them to route what it knows."""
+
+    async def postgres() -> str:
+        await process.pool.fetchval("SELECT 1")
+        return ""
+
+    async def nats() -> str:
+        return "" if process.bus.connected else process.bus.last_error or "not connected yet"
+
+    async def lease() -> str:
+        membership = process.membership
+        return "" if membership is None or membership.fresh() else "the lease was not refreshed in time"
+
+    process.health.add("postgres", postgres, code="ORR-DB-01", required=process.service != ROUTER)
+    process.health.add("nats", nats, code="ORR-NATS-01", required=False)
+    process.health.add("lease", lease, code="ORR-LEASE-01", required=False)
+
+
+def add_tail(process: Process, tail: Tail[Any]) -> None:
+    """Complains, without making the process unready, when a projection cannot be proven recent."""
+
+    async def recent() -> str:
+        if tail.staleness_s <= STALE_AFTER_S:
+            return ""
+        return f"not proven complete for {tail.staleness_s:.0f} s (position {tail.position}, mode {tail.mode})"
+
+    code = "ORR-RTR-03" if process.service == ROUTER else "ORR-BUS-02"
+    process.health.add(f"tail {tail.name}", recent, code=code, required=False)
