@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
-
-from orrery_events.tail import Tail
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from .process import Process
 
 ROUTER: Final = "router"
 STALE_AFTER_S: Final = 60.0
+
+
+class Follower(Protocol):
+    """Something that reads the log in order: a tail, or the relay."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def lag(self) -> int:
+        """Positions behind the known head."""
+        ...
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def staleness_s(self) -> float:
+        """Seconds since it was last proven complete."""
+        ...
+
+    async def stop(self) -> None: ...
 
 
 def add_defaults(process: Process) -> None:
@@ -32,7 +54,7 @@ def add_defaults(process: Process) -> None:
     process.health.add("lease", lease, code="ORR-LEASE-01", required=False)
 
 
-def add_tail(process: Process, tail: Tail[Any]) -> None:
+def add_follower(process: Process, tail: Follower) -> None:
     """Complains, without making the process unready, when a projection cannot be proven recent."""
 
     async def recent() -> str:
@@ -41,4 +63,4 @@ def add_tail(process: Process, tail: Tail[Any]) -> None:
         return f"not proven complete for {tail.staleness_s:.0f} s (position {tail.position}, mode {tail.mode})"
 
     code = "ORR-RTR-03" if process.service == ROUTER else "ORR-BUS-02"
-    process.health.add(f"tail {tail.name}", recent, code=code, required=False)
+    process.health.add(f"follow {tail.name}", recent, code=code, required=False)

@@ -40,9 +40,9 @@ from aiohttp import web
 from orrery_events.bus import Bus
 from orrery_events.ids import new_id
 from orrery_events.log import EventLog
-from orrery_events.tail import Tail
 
 from . import checks, logging, metrics, redaction, startup, telemetry
+from .checks import Follower
 from .config import Settings
 from .errors import StartupError
 from .health import Health, OpsServer, url_of
@@ -87,7 +87,7 @@ class Process:
         )
         self.health = Health(service)
         self.membership: Membership | None = None
-        self.tails: list[Tail[Any]] = []
+        self.tails: list[Follower] = []
         self._ops = OpsServer(self.health, self.status)
         self._stop = asyncio.Event()
         self._waiting = False
@@ -105,9 +105,7 @@ class Process:
         metrics.BUILD_INFO.labels(self.version, service).set(1)
         async with AsyncExitStack() as base:
             self._watch_for_the_end(base)
-            await startup.listening(
-                self._ops.start(settings.ops_host, settings.ops_port), "ops_port", settings.ops_port
-            )
+            await self._start_ops()
             self._at_exit(base, "ops", self._ops.stop)
             self.pool = await startup.connect(settings, application_name=f"orrery-{self.slot}", pool_size=pool_size)
             self._at_exit(base, "postgres", lambda: startup.close_pool(self.pool))
@@ -167,11 +165,11 @@ class Process:
         """Calls `stop` at exit, before everything that was started earlier is stopped."""
         self._at_exit(self._body, name, stop)
 
-    def track(self, tail: Tail[Any]) -> None:
-        """Shows a (started) tail in /status and /readyz, and stops it at exit."""
+    def track(self, tail: Follower) -> None:
+        """Shows a (started) tail, or whatever else follows the log, in /status and /readyz, and stops it at exit."""
         self.tails.append(tail)
-        checks.add_tail(self, tail)
-        self._at_exit(self._body, "tail", tail.stop)
+        checks.add_follower(self, tail)
+        self._at_exit(self._body, f"follow {tail.name}", tail.stop)
 
     async def register(self, url: str = "", *, lease_loss: LeaseLoss = "stop") -> None:
         """Announces this process and holds its lease from now on; it counts as ready.
