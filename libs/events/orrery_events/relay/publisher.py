@@ -1,0 +1,204 @@
+"""Publishing rows with the compare-and-set that keeps sequence and position equal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from opentelemetry import trace
+from opentelemetry.trace import Link, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util import types
+
+from .. import subjects
+from ..errors import UnknownEventType
+from ..heartbeat import HEADS_HEADER, encode_heads
+from ..ids import derived_id, new_id
+from ..recorded import Recorded, to_headers
+
+BATCH_MAX = 500
+"""Messages of one atomic batch; NATS takes up to 1,000."""
+ACK_TIMEOUT_S = 5.0
+PIPELINE_MAX = 256
+LINKS_MAX = 128
+
+EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Sequence"
+BATCH_ID = "Nats-Batch-Id"
+BATCH_SEQUENCE = "Nats-Batch-Sequence"
+BATCH_COMMIT = "Nats-Batch-Commit"
+
+_WRONG_LAST_SEQUENCE = 10071
+_ATOMIC_DISABLED = 10174
+_BATCH_ERRORS = frozenset({10174, 10175, 10176, 10177, 10199})
+_SAFE_ID = re.compile(r"[A-Za-z0-9_-]+")
+_propagator = TraceContextTextMapPropagator()
+
+
+class WrongLastSequence(Exception):
+    """The stream does not end where we thought."""
+
+
+class Overloaded(Exception):
+    """NATS takes no more at the moment (429, or a limit of the account or disk)."""
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A row on its way to the stream."""
+
+    position: int
+    subject: str
+    headers: dict[str, str]
+    data: bytes
+    traceparent: str
+    type: str
+
+
+def subject_of(recorded: Recorded) -> str:
+    """Where the row is published. A type that this release does not know, or an id that would mean something to NATS,
+    is represented by a hash of its stream."""
+    try:
+        aggregate_id = recorded.event().aggregate_id()
+    except (UnknownEventType, msgspec.MsgspecError):
+        aggregate_id = ""
+    if not _SAFE_ID.fullmatch(aggregate_id):
+        aggregate_id = derived_id("aggregate", aggregate_id or recorded.stream_id)
+    return subjects.event_subject(recorded.type, aggregate_id)
+
+
+def message_of(recorded: Recorded, heads: Mapping[str, int]) -> Message:
+    """`heads`: category sequences as of the row's position, itself included."""
+    headers = to_headers(recorded)
+    headers[HEADS_HEADER] = encode_heads(heads)
+    return Message(
+        recorded.position,
+        subject_of(recorded),
+        headers,
+        recorded.data,
+        recorded.meta.traceparent,
+        recorded.type,
+    )
+
+
+class Publisher:
+    """Publishes on one connection. Every method either stores all messages at exactly their positions or raises; what
+    was stored before an error stays, which the next look at the stream shows."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._js: JetStreamContext = client.jetstream(timeout=ACK_TIMEOUT_S, publish_async_max_pending=PIPELINE_MAX)
+        version = client.connected_server_version
+        self.atomic = (version.major, version.minor) >= (2, 12)
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Consecutive positions. Raises WrongLastSequence, Overloaded, nats.errors.Error, OSError."""
+        with _spans(messages):
+            try:
+                if len(messages) == 1:
+                    await self._one(messages[0])
+                elif self.atomic:
+                    await self._batch(messages)
+                else:
+                    await self._pipeline(messages)
+            except nats.js.errors.APIError as error:
+                raise _translate(error) from error
+
+    async def _one(self, message: Message) -> None:
+        headers = {**message.headers, EXPECTED_LAST_SEQUENCE: str(message.position - 1)}
+        await self._request(message, headers)
+
+    async def _batch(self, messages: Sequence[Message]) -> None:
+        """One atomic batch (NATS ADR-50). Only the commit asks for an answer, which also speaks for the rest."""
+        batch_id = new_id()
+        try:
+            for number, message in enumerate(messages, 1):
+                headers = {**message.headers, BATCH_ID: batch_id, BATCH_SEQUENCE: str(number)}
+                if number == 1:
+                    headers[EXPECTED_LAST_SEQUENCE] = str(message.position - 1)
+                if number < len(messages):
+                    await self._client.publish(message.subject, message.data, headers=headers)
+                else:
+                    headers[BATCH_COMMIT] = "1"
+                    await self._request(message, headers)
+        except nats.js.errors.APIError as error:
+            if error.err_code not in _BATCH_ERRORS:
+                raise
+            self.atomic = self.atomic and error.err_code != _ATOMIC_DISABLED
+            await self._pipeline(messages)
+
+    async def _pipeline(self, messages: Sequence[Message]) -> None:
+        """Each with its own compare-and-set: after the first failure all later ones fail too."""
+        for start in range(0, len(messages), PIPELINE_MAX):
+            futures = []
+            for message in messages[start : start + PIPELINE_MAX]:
+                headers = {**message.headers, EXPECTED_LAST_SEQUENCE: str(message.position - 1)}
+                futures.append(
+                    await self._js.publish_async(
+                        message.subject, message.data, headers=headers, wait_stall=ACK_TIMEOUT_S
+                    )
+                )
+            # nats-py gives these futures no time limit, and a lost answer would hold its slot for ever: cancelling
+            # the rest frees them.
+            _, late = await asyncio.wait(futures, timeout=ACK_TIMEOUT_S)
+            for future in late:
+                future.cancel()
+            errors = [e for f in futures if not f.cancelled() and (e := f.exception()) is not None]
+            if errors:
+                raise errors[0]
+            if late:
+                raise nats.errors.TimeoutError
+
+    async def _request(self, message: Message, headers: dict[str, str]) -> None:
+        try:
+            answer = await self._client.request(message.subject, message.data, timeout=ACK_TIMEOUT_S, headers=headers)
+        except nats.errors.NoRespondersError:
+            raise nats.js.errors.NoStreamResponseError from None
+        body = json.loads(answer.data)
+        if "error" in body:
+            raise nats.js.errors.APIError.from_error(body["error"])
+        if body.get("seq") != message.position:
+            # The stream is not the one we think it is, or it takes no notice of the expected sequence.
+            raise WrongLastSequence(f"stored at {body.get('seq')} instead of {message.position}")
+
+
+def _translate(error: nats.js.errors.APIError) -> Exception:
+    if error.err_code == _WRONG_LAST_SEQUENCE:
+        return WrongLastSequence(error.description or "")
+    if error.code in (429, 500, 503):
+        return Overloaded(error.description or str(error))
+    return error
+
+
+@contextmanager
+def _spans(messages: Sequence[Message]) -> Iterator[None]:
+    """A `send` span: child of the append for a single message, one with links for a batch."""
+    contexts = [_propagator.extract({"traceparent": m.traceparent}) for m in messages[:LINKS_MAX] if m.traceparent]
+    if not contexts:
+        yield
+        return
+    attributes: types.Attributes = {
+        "messaging.system": "nats",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.template": f"{subjects.EVENT_ROOT}.{{category}}.{{id}}.{{fact}}",
+        "messaging.batch.message_count": len(messages),
+    }
+    links = [Link(trace.get_current_span(context).get_span_context()) for context in contexts]
+    tracer = trace.get_tracer("orrery.relay")
+    if len({link.context.trace_id for link in links}) == 1:
+        # All of one append, or of one click: its trace goes on here.
+        name = f"send {messages[0].type}" if len(messages) == 1 else "send events"
+        span = tracer.start_as_current_span(
+            name, context=contexts[0], kind=SpanKind.CLIENT, attributes=attributes, links=links
+        )
+    else:
+        span = tracer.start_as_current_span("send events", kind=SpanKind.CLIENT, attributes=attributes, links=links)
+    with span:
+        yield
