@@ -141,6 +141,10 @@ class TailMachine:
         """JetStream's idle heartbeat, or a consumer that was just made."""
         self._consumer_at = now
 
+    def on_bus_lost(self, now: float) -> None:
+        """There is no connection to NATS: no need to wait for heartbeats that cannot come."""
+        self._heartbeat_at = min(self._heartbeat_at, now - HEARTBEAT_LOST_S - BEHIND_GRACE_S)
+
     def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> Step:
         if heartbeat.epoch < self.epoch:
             return Step()

@@ -384,6 +384,8 @@ class Tail(Generic[P]):
         if not self._built:
             return
         now, machine = time.monotonic(), self._machine
+        if not self._bus.connected:
+            machine.on_bus_lost(now)
         self._do(machine.on_tick(now))
         gaps, self._gaps_counted = machine.gaps - self._gaps_counted, machine.gaps
         metrics.update(
