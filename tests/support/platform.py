@@ -21,6 +21,7 @@ from typing import Any
 
 import aiohttp
 import psutil
+
 from tests.support.wait import eventually
 
 PASSWORD = "correct horse battery staple"

@@ -1,0 +1,65 @@
+"""Connections to Postgres, and which of its errors mean "not there" rather than "no"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import asyncpg
+
+from ..errors import LogUnavailable
+
+CONNECT_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 60.0
+IDLE_CONNECTION_S = 300.0
+
+SERVER_SETTINGS = {
+    # An append that cannot get the lock, or hangs, must give way instead of stopping everybody behind it.
+    "lock_timeout": "2s",
+    "statement_timeout": "5s",
+    "idle_in_transaction_session_timeout": "5s",
+}
+
+GONE: tuple[type[BaseException], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+    asyncpg.InternalClientError,
+)
+"""Postgres did not answer, or not in time. What it did with the statement is unknown."""
+
+
+async def create_pool(
+    database_url: str, *, application_name: str, min_size: int = 1, max_size: int = 5
+) -> asyncpg.Pool:
+    """A pool with our time limits. Raises what asyncpg raises when Postgres is not there or refuses.
+
+    A unix socket is given as `postgresql://user:password@/name?host=/directory`.
+    """
+    return await asyncpg.create_pool(
+        database_url,
+        min_size=min_size,
+        max_size=max_size,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=COMMAND_TIMEOUT_S,
+        max_inactive_connection_lifetime=IDLE_CONNECTION_S,
+        server_settings={**SERVER_SETTINGS, "application_name": application_name},
+    )
+
+
+@contextmanager
+def unavailable_means_log_unavailable() -> Iterator[None]:
+    """Turns the errors of `GONE` into LogUnavailable, whose message names the next action."""
+    try:
+        yield
+    except GONE as error:
+        raise LogUnavailable(
+            f"the event log (Postgres) does not answer ({type(error).__name__}): retry soon"
+        ) from error

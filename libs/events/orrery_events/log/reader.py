@@ -1,0 +1,105 @@
+"""Reading the log: by stream, by category, by position, and everything that is current in one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+
+import asyncpg
+import msgspec
+
+from ..recorded import Meta, Recorded
+
+CHUNK = 5_000
+"""Rows per round trip of a snapshot."""
+LIMIT_MAX = 10_000
+SNAPSHOT_TIMEOUT_S = 120
+
+COLUMNS = """e.position, e.category, e.category_seq, e.stream_id, e.stream_version, e.event_id::text, e.type,
+  e.schema_version, e.data, e.meta::text, extract(epoch FROM e.recorded_at)::float8"""
+
+STREAM_SQL = f"""SELECT {COLUMNS}, (SELECT epoch FROM es.log_head) FROM es.events e
+  WHERE e.stream_id = $1 AND e.stream_version > $2 ORDER BY e.stream_version LIMIT $3"""  # noqa: S608 (constant text)
+CATEGORY_SQL = f"""SELECT {COLUMNS}, (SELECT epoch FROM es.log_head) FROM es.events e
+  WHERE e.category = $1 AND e.category_seq > $2 ORDER BY e.category_seq LIMIT $3"""  # noqa: S608
+ALL_SQL = f"""SELECT {COLUMNS}, (SELECT epoch FROM es.log_head) FROM es.events e
+  WHERE e.position > $1 ORDER BY e.position LIMIT $2"""  # noqa: S608
+LATEST_SQL = f"""SELECT {COLUMNS} FROM es.latest l JOIN es.events e ON e.position = l.position
+  WHERE l.category = ANY($1::text[]) AND NOT l.tombstone ORDER BY l.position"""  # noqa: S608
+HISTORY_SQL = f"""SELECT {COLUMNS} FROM es.events e
+  WHERE e.category = ANY($1::text[]) AND e.position > $2 ORDER BY e.position"""  # noqa: S608
+HEAD_SQL = """SELECT h.epoch, h.position, h.log_id::text, c.category, c.seq, c.position
+  FROM es.log_head h LEFT JOIN es.category_head c ON true"""
+
+_meta = msgspec.json.Decoder(Meta)
+
+
+class CategoryHead(msgspec.Struct, frozen=True):
+    """The last event of a category."""
+
+    seq: int
+    position: int
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the log ends."""
+
+    epoch: int
+    position: int
+    categories: dict[str, CategoryHead]
+    system_id: str
+    """Identifies this log; another database has another."""
+
+    def seqs(self) -> dict[str, int]:
+        """Category to `category_seq`."""
+        return {category: head.seq for category, head in self.categories.items()}
+
+
+def recorded_of(row: asyncpg.Record, epoch: int) -> Recorded:
+    """One row of `COLUMNS`."""
+    return Recorded(
+        position=row[0],
+        category=row[1],
+        category_seq=row[2],
+        stream_id=row[3],
+        stream_version=row[4],
+        event_id=row[5],
+        type=row[6],
+        schema_version=row[7],
+        data=row[8],
+        meta=_meta.decode(row[9]),
+        recorded_at=row[10],
+        epoch=epoch,
+    )
+
+
+def head_of(rows: list[asyncpg.Record]) -> Head:
+    """The rows of `HEAD_SQL`."""
+    epoch, position, log_id = rows[0][0], rows[0][1], rows[0][2]
+    categories = {row[3]: CategoryHead(row[4], row[5]) for row in rows if row[3] is not None}
+    return Head(epoch=epoch, position=position, categories=categories, system_id=log_id)
+
+
+class Snapshot:
+    """The log as of one moment, inside one read-only transaction."""
+
+    def __init__(self, connection: asyncpg.Connection, head: Head, categories: Iterable[str]) -> None:
+        self.head = head
+        self._connection = connection
+        self._categories = sorted(categories)
+
+    async def latest(self) -> AsyncIterator[Recorded]:
+        """The last event of every key that is not gone, in the order of the log."""
+        async for recorded in self._stream(LATEST_SQL, self._categories):
+            yield recorded
+
+    async def events(self, *, after_position: int = 0) -> AsyncIterator[Recorded]:
+        """The full history of the categories after a position, in the order of the log."""
+        async for recorded in self._stream(HISTORY_SQL, self._categories, after_position):
+            yield recorded
+
+    async def _stream(self, sql: str, *args: object) -> AsyncIterator[Recorded]:
+        epoch = self.head.epoch
+        cursor = await self._connection.cursor(sql, *args)
+        while rows := await cursor.fetch(CHUNK):
+            for row in rows:
+                yield recorded_of(row, epoch)
