@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Literal
 
 import msgspec
@@ -116,8 +117,7 @@ class IdentityState:
                 self._drop_name(event.user_id)
                 self.users.pop(event.user_id, None)
             case KeyAnnounced():
-                self.keys[event.kid] = jws.public_key(event.public_key)
-                self._key_texts[event.kid] = event.public_key
+                self._put_key(event.kid, event.public_key)
             case KeyRetired():
                 self.keys.pop(event.kid, None)
                 self._key_texts.pop(event.kid, None)
@@ -150,6 +150,13 @@ class IdentityState:
             del self.revoked_sessions[session_id]
         for token_id in [i for i, expires_at in self.revoked_tokens.items() if expires_at and expires_at < now]:
             del self.revoked_tokens[token_id]
+
+    def _put_key(self, kid: str, text: str) -> None:
+        self.keys.pop(kid, None)
+        self._key_texts[kid] = text
+        # A key that is none verifies nothing; to fail here would stop every tail in the platform instead.
+        with suppress(ValueError):
+            self.keys[kid] = jws.public_key(text)
 
     def _put_user(self, event: UserEvent) -> None:
         self._drop_name(event.user_id)

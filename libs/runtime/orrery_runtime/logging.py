@@ -15,7 +15,6 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable, MutableMapping
 from datetime import datetime, timezone
 from typing import Any, Literal, TextIO, cast
 
@@ -57,7 +56,7 @@ def configure(
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
-    root.handlers[:] = [_Bridge(processors, sink)]
+    root.handlers[:] = [*(h for h in root.handlers if not isinstance(h, _Bridge)), _Bridge(processors, sink)]
     root.setLevel(number)
     for name, least in QUIET_LOGGERS.items():
         logging.getLogger(name).setLevel(max(number, least))
@@ -169,6 +168,3 @@ def _render_console(_logger: WrappedLogger, _method: str, event: EventDict) -> s
     fields = " ".join(f"{key}={value}" for key, value in event.items())
     head = f"{at} \x1b[{_COLOURS.get(level, '0')}m{level:<8}\x1b[0m{service:<8} {name}"
     return "\n".join(part for part in (f"{head}  {fields}".rstrip(), str(exception).rstrip()) if part)
-
-
-Renderer = Callable[[WrappedLogger, str, MutableMapping[str, Any]], str]

@@ -13,6 +13,8 @@ from typing import Any
 MASK = "[redacted]"
 DEPTH_MAX = 6
 """Deeper structures are shown as text."""
+TEXT_LENGTH_MAX = 32_768
+"""Characters of one value in a log line."""
 LITERAL_LENGTH_MIN = 8
 """Shorter own secrets are not searched for: they would blank out ordinary words."""
 
@@ -26,18 +28,25 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\borr_[A-Za-z0-9_.-]{8,}"), MASK),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*"), MASK),
     (re.compile(r"\$argon2(?:id|i|d)\$[^\s\"']+"), MASK),
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^\s/@:\"']*):[^\s/\"']*@"), rf"\1:{MASK}@"),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://[^\s/@:\"']*):[^\s/\"']*@"), rf"\1:{MASK}@"),
     (re.compile(r"(?i)\b(bearer|token|basic)\s+[A-Za-z0-9._~+/=-]{16,}"), rf"\1 {MASK}"),
     (re.compile(r"(?i)([?&](?:token|access_token|_xsrf|code|state|password)=)[^&\s\"']+"), rf"\1{MASK}"),
     (re.compile(r"(?i)(/setup/)[A-Za-z0-9_.-]{8,}"), rf"\1{MASK}"),
     (
         re.compile(
-            r"(?i)\b(password|passwd|passphrase|secret_key|auth_key)(['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|\S+)"
+            r"(?i)((?:password|passwd|passphrase|secret_key|auth_key)\d?)(['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|\S+)"
+        ),
+        rf"\1\2{MASK}",
+    ),
+    (
+        re.compile(
+            r"(?i)\b(authorization|set-cookie|cookie|x-xsrftoken|x-orrery-edge)(['\"]?\s*[=:]\s*)"
+            r"(?:'[^']*'|\"[^\"]*\"|[^\n,]+)"
         ),
         rf"\1\2{MASK}",
     ),
 )
-_MARKS = ("-----", "orr_", "eyJ", "$argon2", "://", "earer", "oken", "asic", "ass", "=", "/setup/", "_key")
+_MARKS = ("-----", "orr_", "eyj", "$argon2", "://", "bearer", "token", "basic", "pass", "=", ":", "/setup/")
 """If a text holds none of these, no pattern can match it."""
 
 _own: set[str] = set()
@@ -49,12 +58,14 @@ def add_own_secrets(*values: str) -> None:
 
 
 def redact_text(text: str) -> str:
-    """The text with everything that looks like a secret masked."""
+    """The text with everything that looks like a secret masked. Of a very long text the middle is left out."""
+    if len(text) > TEXT_LENGTH_MAX:
+        text = f"{text[: TEXT_LENGTH_MAX // 2]} […] {text[-TEXT_LENGTH_MAX // 2 :]}"
     for secret in _own:
         if secret in text:
             text = text.replace(secret, MASK)
     lowered = text.lower()
-    if not any(mark.lower() in lowered for mark in _MARKS):
+    if not any(mark in lowered for mark in _MARKS):
         return text
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
@@ -69,7 +80,7 @@ def redact(value: Any, *, depth: int = 0) -> Any:
         value = bytes(value).decode(errors="replace")
     elif depth < DEPTH_MAX and isinstance(value, Mapping):
         return {
-            str(key): MASK if is_secret_field(str(key)) and item else redact(item, depth=depth + 1)
+            redact_text(str(key)): MASK if is_secret_field(str(key)) and item else redact(item, depth=depth + 1)
             for key, item in value.items()
         }
     elif depth < DEPTH_MAX and isinstance(value, list | tuple | set | frozenset):
