@@ -105,9 +105,11 @@ def make_app(
 
 
 def make_templates(package: str) -> jinja2.Environment:
-    """Jinja templates of `<package>/templates`: everything escaped, unknown names are errors."""
+    """Jinja templates of `<package>/templates`, then the shared ones: everything escaped, unknown names are errors."""
     return jinja2.Environment(
-        loader=jinja2.PackageLoader(package),
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(package), jinja2.PackageLoader("orrery_runtime", "web/templates")]
+        ),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

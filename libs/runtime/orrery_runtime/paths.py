@@ -15,7 +15,7 @@ ControlService = Literal["auth", "api"]
 _AUTH = re.compile(
     r"/hub/login|/hub/logout"
     r"|/(?:hub/)?setup(?:/.*)?"
-    r"|/hub/api/users/[^/]+/tokens(?:/[^/]*)?"
+    r"|/hub/api/users/[^/]+/tokens(?:/[^/]*)?|/hub/api/users/[^/]+/password"
     r"|/hub/api/(?:authorizations|oauth2)(?:/.*)?",
     re.DOTALL,
 )
