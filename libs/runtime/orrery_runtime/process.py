@@ -64,6 +64,14 @@ LOOP_LAG_INTERVAL_S: Final = 0.5
 Step = Callable[[], Awaitable[object]]
 
 
+class Ended(Exception):
+    """The process was told to stop before its body waited for that."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"stopped with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
 class Process:
     """One running process of one service. Made by `Process.open`."""
 
@@ -98,36 +106,26 @@ class Process:
     @classmethod
     @asynccontextmanager
     async def open(cls, service: str, settings: Settings, *, pool_size: int = 5) -> AsyncIterator[Process]:
-        """Starts what every process needs and stops it at the end. Raises StartupError."""
+        """Starts what every process needs and stops it at the end. Raises StartupError, and Ended when the process
+        was told to stop before the body reached `run_until_stopped`."""
         redaction.add_own_secrets(*startup.own_secrets(settings))
         self = cls(service, settings)
         telemetry.configure(service, self.instance_id, otlp_endpoint=settings.otlp_endpoint)
         metrics.BUILD_INFO.labels(self.version, service).set(1)
-        async with AsyncExitStack() as base:
-            self._watch_for_the_end(base)
-            await self._start_ops()
-            self._at_exit(base, "ops", self._ops.stop)
-            self.pool = await startup.connect(settings, application_name=f"orrery-{self.slot}", pool_size=pool_size)
-            self._at_exit(base, "postgres", lambda: startup.close_pool(self.pool))
-            self.bus = Bus(settings.nats_url, name=f"orrery-{self.slot}")
-            self._at_exit(base, "bus", self.bus.stop)
-            await self.bus.start()
-            self.events = EventLog(self.pool, producer=f"{service}/{self.instance_id}", nudge=self.bus.nudge)
-            self._at_exit(base, "log", self.events.close)
-            await self.events.start()
-            await startup.require_nats_login(self.bus)
-            checks.add_defaults(self)
-            await base.enter_async_context(self._membership_end)
-            await base.enter_async_context(self._body)
-            self._write_run_file(base)
-            self.task("loop_lag", self._measure_loop_lag)
-            self.logger.info("process_started", slot=self.slot, pid=os.getpid(), version=self.version)
-            try:
-                yield self
-            finally:
-                self.health.state = "draining"
-        self.logger.info("process_stopped", exit_code=self.exit_code)
-        await asyncio.to_thread(telemetry.shutdown)
+        try:
+            async with AsyncExitStack() as base:
+                await self._start(base, pool_size)
+                try:
+                    yield self
+                finally:
+                    self.health.state = "draining"
+        except asyncio.CancelledError:
+            if self.stopping:
+                raise Ended(self.exit_code) from None
+            raise
+        finally:
+            self.logger.info("process_stopped", exit_code=self.exit_code)
+            await asyncio.to_thread(telemetry.shutdown)
 
     @cached_property
     def secrets(self) -> Secrets:
@@ -268,6 +266,28 @@ class Process:
         self.logger.warning("supervisor_gone")
         self.request_stop()
 
+    async def _start(self, base: AsyncExitStack, pool_size: int) -> None:
+        """Brings up what every process has; `base` takes it down again, in reverse order."""
+        settings = self.settings
+        self._watch_for_the_end(base)
+        await self._start_ops()
+        self._at_exit(base, "ops", self._ops.stop)
+        self.pool = await startup.connect(settings, application_name=f"orrery-{self.slot}", pool_size=pool_size)
+        self._at_exit(base, "postgres", lambda: startup.close_pool(self.pool))
+        self.bus = Bus(settings.nats_url, name=f"orrery-{self.slot}")
+        self._at_exit(base, "bus", self.bus.stop)
+        await self.bus.start()
+        self.events = EventLog(self.pool, producer=f"{self.service}/{self.instance_id}", nudge=self.bus.nudge)
+        self._at_exit(base, "log", self.events.close)
+        await self.events.start()
+        await startup.require_nats_login(self.bus)
+        checks.add_defaults(self)
+        await base.enter_async_context(self._membership_end)
+        await base.enter_async_context(self._body)
+        self._write_run_file(base)
+        self.task("loop_lag", self._measure_loop_lag)
+        self.logger.info("process_started", slot=self.slot, pid=os.getpid(), version=self.version)
+
     async def _start_ops(self) -> None:
         host, port = self.settings.ops_host, self.settings.ops_port
         try:
@@ -365,11 +385,9 @@ def run(service: str, body: Callable[[Process], Awaitable[None]], *, settings: S
 
 
 async def _main(service: str, body: Callable[[Process], Awaitable[None]], settings: Settings) -> int:
-    process: Process | None = None
     try:
         async with Process.open(service, settings) as process:
             await body(process)
-    except asyncio.CancelledError:
-        if process is None or not process.stopping:
-            raise
-    return process.exit_code if process is not None else 1
+    except Ended as ended:
+        return ended.exit_code
+    return process.exit_code
