@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.backbone import NatsServer, PostgresServer
+from tests.support.backbone import NatsServer, PostgresServer, blocking
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,8 @@ def postgres() -> Iterator[PostgresServer]:
     """The worker's Postgres. Never kill it: others use it. `own_postgres` is for that."""
     server = PostgresServer()
     try:
-        server.start()
+        server.launch()
+        blocking(server.ready())
         yield server
     finally:
         server.remove()
@@ -22,10 +23,11 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A Postgres to be killed: `.kill()`, `.restart()`, `.create_database(migrated=True)`."""
+    """A Postgres to be killed: `await .kill()`, `await .restart()`, `await .create_database(migrated=True)`."""
     server = PostgresServer()
     try:
-        server.start()
+        server.launch()
+        blocking(server.ready())
         yield server
     finally:
         server.remove()
@@ -34,25 +36,26 @@ def own_postgres() -> Iterator[PostgresServer]:
 @pytest.fixture
 def empty_database_url(postgres: PostgresServer) -> Iterator[str]:
     """A database without a table in it."""
-    url = postgres.create_database(migrated=False)
+    url = blocking(postgres.create_database(migrated=False))
     yield url
-    postgres.drop_database(url)
+    blocking(postgres.drop_database(url))
 
 
 @pytest.fixture
 def database_url(postgres: PostgresServer) -> Iterator[str]:
     """A fresh database with all migrations applied."""
-    url = postgres.create_database(migrated=True)
+    url = blocking(postgres.create_database(migrated=True))
     yield url
-    postgres.drop_database(url)
+    blocking(postgres.drop_database(url))
 
 
 @pytest.fixture
 def nats_server() -> Iterator[NatsServer]:
-    """A nats-server with JetStream: `.url`, `.relay_url`, `.kill()`, `.restart()`, `.store_dir`, `.stop()`."""
+    """A nats-server with JetStream: `.url`, `.relay_url`, `.store_dir`; await `.kill()`, `.restart()`, `.stop()`."""
     server = NatsServer()
     try:
-        server.start()
+        server.launch()
+        blocking(server.ready())
         yield server
     finally:
         server.remove()

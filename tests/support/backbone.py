@@ -74,47 +74,49 @@ class PostgresServer:
         assert self._process is not None, "not running"
         return self._process.pid
 
-    def start(self) -> None:
+    def launch(self) -> None:
+        """From the main thread: the kernel ends the server when the thread that launched it ends."""
         self.postgres.prepare()
         with self.log.open("ab") as output:
             self._process = self.postgres.launch(output)
-        blocking(self.postgres.wait_ready(self._process))
-        blocking(self.postgres.provision())
 
-    def kill(self) -> None:
+    async def ready(self) -> None:
+        assert self._process is not None, "launch it first"
+        await self.postgres.wait_ready(self._process)
+        await self.postgres.provision()
+
+    async def kill(self) -> None:
         """SIGKILL, as the out-of-memory killer does it; returns when it is gone."""
-        self._end(signal.SIGKILL)
+        await asyncio.to_thread(self._end, signal.SIGKILL)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """A fast shutdown."""
-        self._end(signal.SIGINT)
+        await asyncio.to_thread(self._end, signal.SIGINT)
 
-    def restart(self) -> None:
+    async def restart(self) -> None:
         """Starts it again on the same socket, after `kill` or `stop` or instead of them."""
-        self._end(signal.SIGINT)
-        self.start()
+        await self.stop()
+        self.launch()
+        await self.ready()
 
     def remove(self) -> None:
         self._end(signal.SIGQUIT)
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def create_database(self, *, migrated: bool) -> str:
+    async def create_database(self, *, migrated: bool) -> str:
         """A new database and its URL."""
         if migrated and not self._template_made:
-            self._make_template()
+            await self._create(TEMPLATE, "template0")
+            await upgrade(self.postgres.url(database=TEMPLATE), [ES, AUTH, API])
+            self._template_made = True
         name = f"t_{uuid_utils.uuid7().hex}"
-        blocking(self._create(name, TEMPLATE if migrated else "template0"))
+        await self._create(name, TEMPLATE if migrated else "template0")
         return self.postgres.url(database=name)
 
-    def drop_database(self, url: str) -> None:
+    async def drop_database(self, url: str) -> None:
         """Ends its connections, too."""
         name = urlsplit(url).path.lstrip("/")
-        blocking(self._as_superuser(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-
-    def _make_template(self) -> None:
-        blocking(self._create(TEMPLATE, "template0"))
-        blocking(upgrade(self.postgres.url(database=TEMPLATE), [ES, AUTH, API]))
-        self._template_made = True
+        await self._as_superuser(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     async def _create(self, name: str, template: str) -> None:
         await self._as_superuser(f"CREATE DATABASE {name} OWNER {OWNER} TEMPLATE {template}")
@@ -165,23 +167,28 @@ class NatsServer:
         assert self._process is not None, "not running"
         return self._process.pid
 
-    def start(self) -> None:
+    def launch(self) -> None:
+        """From the main thread: the kernel ends the server when the thread that launched it ends."""
         self._nats.prepare()
         with self.log.open("ab") as output:
             self._process = self._nats.launch(output)
-        blocking(self._nats.wait_ready(self._process))
 
-    def kill(self) -> None:
+    async def ready(self) -> None:
+        assert self._process is not None, "launch it first"
+        await self._nats.wait_ready(self._process)
+
+    async def kill(self) -> None:
         """SIGKILL; returns when it is gone."""
-        self._end(signal.SIGKILL)
+        await asyncio.to_thread(self._end, signal.SIGKILL)
 
-    def stop(self) -> None:
-        self._end(signal.SIGTERM)
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._end, signal.SIGTERM)
 
-    def restart(self) -> None:
+    async def restart(self) -> None:
         """Starts it again on the same port, after `kill` or `stop` or instead of them."""
-        self._end(signal.SIGTERM)
-        self.start()
+        await self.stop()
+        self.launch()
+        await self.ready()
 
     def wipe(self) -> None:
         """Deletes JetStream's store; call it while the server is down."""

@@ -83,7 +83,7 @@ class Platform:
         def ready() -> bool:
             assert self.process is not None
             if self.process.poll() is not None:
-                raise AssertionError(f"orrery up ended with {self.process.returncode}:\n{self.output.read_text()}")
+                raise RuntimeError(f"orrery up ended with {self.process.returncode}:\n{self.output.read_text()}")
             return (
                 re.search(r"ready in [0-9.]+ s", self.output.read_bytes()[seen:].decode(errors="replace")) is not None
             )

@@ -13,25 +13,28 @@ T = TypeVar("T")
 
 @overload
 async def eventually(
-    check: Callable[[], Awaitable[T]], timeout_s: float = ..., interval_s: float = ..., message: str = ...
+    check: Callable[[], Awaitable[T]], timeout_s: float = ..., interval_s: float = ..., what: str = ...
 ) -> T: ...
 @overload
-async def eventually(
-    check: Callable[[], T], timeout_s: float = ..., interval_s: float = ..., message: str = ...
-) -> T: ...
-async def eventually(
-    check: Callable[[], Any], timeout_s: float = 10, interval_s: float = 0.02, message: str = ""
-) -> Any:
-    """Calls `check` (sync or async) until it returns something true, and returns that. AssertionError after
-    `timeout_s`; what `check` raises is raised at once."""
+async def eventually(check: Callable[[], T], timeout_s: float = ..., interval_s: float = ..., what: str = ...) -> T: ...
+async def eventually(check: Callable[[], Any], timeout_s: float = 10, interval_s: float = 0.02, what: str = "") -> Any:
+    """Calls `check` (sync or async) until it returns something true, and returns that.
+
+    An AssertionError in `check` counts as not yet; anything else it raises is raised at once. AssertionError after
+    `timeout_s`, with the last thing seen.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
-        result = check()
-        if inspect.isawaitable(result):
-            result = await result
-        if result:
-            return result
+        seen: Any
+        try:
+            seen = check()
+            if inspect.isawaitable(seen):
+                seen = await seen
+            if seen:
+                return seen
+        except AssertionError as error:
+            seen = error
         if time.monotonic() > deadline:
-            what = message or getattr(check, "__qualname__", repr(check))
-            raise AssertionError(f"not true within {timeout_s} s: {what}; last value: {result!r}")
+            name = what or getattr(check, "__qualname__", repr(check))
+            raise AssertionError(f"not true within {timeout_s} s: {name}; last seen: {seen!r}")
         await asyncio.sleep(interval_s)
