@@ -91,7 +91,7 @@ class GenerationFolder:
 
     def make(self) -> None:
         """Creates it, for nobody but us to read."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.path)
 
     def reservation(self) -> Reservation | None:
         return self._read(RESERVATION_FILE, Reservation)
@@ -151,14 +151,17 @@ class GenerationFolder:
         return os.open(self.log, flags, 0o600)
 
     def log_tail(self, lines: int) -> list[str]:
-        """The last lines of the log; the first of them may be cut."""
+        """The last lines of the log, whole ones only: half a line may hold half a secret, which nobody can mask."""
         try:
             with self.log.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES_MAX))
-                text = file.read(LOG_TAIL_BYTES_MAX).decode(errors="replace")
+                begin = max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES_MAX)
+                file.seek(begin)
+                data = file.read(LOG_TAIL_BYTES_MAX)
         except FileNotFoundError:
             return []
-        return text.splitlines()[-lines:]
+        if begin:
+            data = data.partition(b"\n")[2]
+        return data.decode(errors="replace").splitlines()[-lines:]
 
     def bound_log(self) -> bool:
         """Cuts an overlong log to its end. What is printed during the cut may be missing. True if it was cut."""
@@ -196,6 +199,13 @@ class GenerationFolder:
 
     def _write(self, name: str, value: msgspec.Struct) -> None:
         launcher.write_json(self.path / name, msgspec.to_builtins(value))
+
+
+def make_private(folder: Path) -> None:
+    """Creates a folder and those that it needs above it, each for its owner alone."""
+    for part in (*reversed(folder.parents), folder):
+        if not part.is_dir():
+            part.mkdir(mode=0o700, exist_ok=True)
 
 
 def generations(servers: Path, server_id: str = "*") -> Iterator[GenerationFolder]:

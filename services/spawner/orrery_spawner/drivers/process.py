@@ -34,7 +34,7 @@ from orrery_spawner.failpoints import hit
 from . import launcher, processes
 from .base import DriverUnavailable, LaunchRefused, LaunchSpec, Observed, ServerKey
 from .environment import command_line, environment
-from .files import Exit, GenerationFolder, Reservation, generations, prune_logs, remove_server
+from .files import Exit, GenerationFolder, Reservation, generations, make_private, prune_logs, remove_server
 
 THREADS_QUICK = 8
 THREADS_STOP = 32
@@ -173,7 +173,7 @@ class ProcessDriver:
     def _prepare(self, spec: LaunchSpec) -> None:
         home = self._home(spec.user_name)
         try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(home)
         except OSError as error:
             raise LaunchRefused(f"the home folder {home} cannot be made: {error.strerror}") from None
         prune_logs(self._servers, spec.key.server_id, before=spec.key.generation)
