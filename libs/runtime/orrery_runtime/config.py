@@ -111,6 +111,14 @@ class Settings(BaseSettings):
     )
     activity_interval_s: PositiveSeconds = Field(30.0, description="How often routers report which servers were used.")
 
+    spawn_slots: int = Field(
+        8, ge=1, le=1000, description="Servers that one spawner starts at the same time; more wait their turn."
+    )
+    reconcile_interval_s: PositiveSeconds = Field(
+        5.0, description="How often, at least, a spawner compares the servers that should run with those that do."
+    )
+    stop_grace_s: Seconds = Field(10.0, description="Time that a server has to end by itself before it is killed.")
+
     @classmethod
     def settings_customise_sources(
         cls,
