@@ -120,7 +120,7 @@ async def facts(pool: asyncpg.Pool) -> list[str]:
 async def test_start_serve_drain_stop(
     start: Start, pool: asyncpg.Pool, database_url: str, nats_server: NatsServer
 ) -> None:
-    service = start(database_url=database_url, nats_url=nats_server.url)
+    service = start(database_url=database_url, nats_url=nats_server.url, TEST_FAILING_TASK=1)
     ready = await service.ready()
     assert (await get(f"{ready['ops_url']}/livez"))[0] == 200
 

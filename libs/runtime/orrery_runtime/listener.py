@@ -40,7 +40,7 @@ class _Handler(RequestHandler):
             else "The request is not valid HTTP."
         )
         response = web.json_response(
-            {"status": int(code), "message": text}, status=code, headers=pages.SECURITY_HEADERS
+            {"status": int(code), "message": text}, status=code, headers={**pages.SECURITY_HEADERS, "Server": "orrery"}
         )
         response.force_close()
         return response

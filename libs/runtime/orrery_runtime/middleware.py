@@ -64,6 +64,7 @@ class CatchUpGate:
         return True
 
 
+TRACEPARENT: Final = web.RequestKey("traceparent", str)
 GATE: Final = web.AppKey("catch_up_gate", CatchUpGate)
 
 
@@ -86,6 +87,7 @@ async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
                 attributes={"http.request.method": request.method, "http.route": route},
             ) as span,
         ):
+            request[TRACEPARENT] = telemetry.traceparent()
             try:
                 response = await _answer(request, handler)
                 status = response.status
@@ -105,7 +107,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except asyncio.CancelledError:
         raise
     except web.HTTPException as error:
-        return error if error.status < 400 else _problem(request, _of_http_exception(error))
+        return _redirect(error) if error.status < 400 else _problem(request, _of_http_exception(error))
     except Exception as error:
         if request.transport is None or isinstance(error, ConnectionResetError):
             raise  # The client went away; there is nobody to answer.
@@ -121,27 +123,30 @@ async def on_prepare(request: web.Request, response: web.StreamResponse) -> None
     for name, value in pages.SECURITY_HEADERS.items():
         headers.setdefault(name, value)
     headers.setdefault("Cache-Control", "no-store")
+    headers["Server"] = "orrery"
     headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID, "")
     headers["X-JupyterHub-Version"] = JUPYTERHUB_API_VERSION
-    headers.setdefault("traceresponse", telemetry.traceparent())
-    base_url = request.app[BASE_URL]
+    headers.setdefault("traceresponse", request.get(TRACEPARENT, ""))
     fresh = request.get(XSRF_NEW)
     if fresh is not None:
-        response.set_cookie(
-            xsrf.COOKIE, fresh, path=f"{base_url}hub/", samesite="Lax", secure=is_https(request), httponly=False
-        )
+        headers.add("Set-Cookie", _cookie(request, xsrf.COOKIE, fresh, httponly=False))
     position = headers.get(POSITION_HEADER)
     if position is not None and "Authorization" not in request.headers:
         # A browser does not repeat headers; this cookie makes its next page show what it just did, on any replica.
-        response.set_cookie(
-            POSITION_COOKIE,
-            position,
-            path=f"{base_url}hub/",
-            samesite="Lax",
-            httponly=True,
-            secure=is_https(request),
-            max_age=POSITION_COOKIE_AGE_S,
-        )
+        cookie = _cookie(request, POSITION_COOKIE, position, httponly=True, max_age_s=POSITION_COOKIE_AGE_S)
+        headers.add("Set-Cookie", cookie)
+
+
+def _cookie(request: web.Request, name: str, value: str, *, httponly: bool, max_age_s: int | None = None) -> str:
+    """A Set-Cookie header's value. When this is needed, aiohttp has already written the response's own cookies."""
+    parts = [f"{name}={value}", f"Path={request.app[BASE_URL]}hub/", "SameSite=Lax"]
+    if max_age_s is not None:
+        parts.append(f"Max-Age={max_age_s}")
+    if httponly:
+        parts.append("HttpOnly")
+    if is_https(request):
+        parts.append("Secure")
+    return "; ".join(parts)
 
 
 def route_of(request: web.Request) -> str:
@@ -209,6 +214,14 @@ def _finish(request: web.Request, span: Span, route: str, status: int, duration_
         duration_s=round(duration_s, 6),
         user_id=principal.user_id if principal else "",
     )
+
+
+def _redirect(error: web.HTTPException) -> web.Response:
+    """The raised redirect as an answer, cookies included."""
+    headers = {name: value for name, value in error.headers.items() if not name.lower().startswith("content-")}
+    response = web.Response(status=error.status, headers=headers)
+    response.cookies.update(error.cookies)
+    return response
 
 
 def _of_http_exception(error: web.HTTPException) -> HttpError:

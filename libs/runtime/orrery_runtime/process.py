@@ -123,6 +123,9 @@ class Process:
             if self.stopping:
                 raise Ended(self.exit_code) from None
             raise
+        except Exception:
+            self.exit_code = self.exit_code or 1
+            raise
         finally:
             self.logger.info("process_stopped", exit_code=self.exit_code)
             await asyncio.to_thread(telemetry.shutdown)
