@@ -74,16 +74,15 @@ def running(test: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
     return found
 
 
-def end(processes: Iterable[psutil.Process], steps: Sequence[tuple[signal.Signals, float]]) -> bool:
-    """Signals, waits, signals harder. `steps`: signal and seconds to wait after it. True when all are gone.
+def end(processes: Iterable[psutil.Process], steps: Sequence[tuple[signal.Signals | None, float]]) -> bool:
+    """Signals, waits, signals harder. `steps`: signal (or none) and seconds to wait after it. True when all are gone.
 
     psutil compares the start time before it signals, so a reused pid is never hit.
     """
     alive = list(processes)
     for number, wait_s in steps:
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
+        if number is not None:
+            _signal_all(alive, number)
         deadline = time.monotonic() + wait_s
         while alive and time.monotonic() < deadline:
             alive = [p for p in alive if is_alive(p)]
@@ -92,6 +91,12 @@ def end(processes: Iterable[psutil.Process], steps: Sequence[tuple[signal.Signal
         if not alive:
             return True
     return not alive
+
+
+def _signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def is_alive(process: psutil.Process) -> bool:

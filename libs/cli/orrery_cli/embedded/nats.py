@@ -74,6 +74,8 @@ class Nats:
         self.home = home.absolute()
         self.store_dir = store_dir or self.home / "jetstream"
         self.port = 0
+        self.version = ""
+        """Known once it answers."""
 
     def prepare(self) -> None:
         """Folders, port, configuration; a leftover server of this folder is ended. Raises EmbeddedError."""
@@ -99,6 +101,7 @@ class Nats:
         while True:
             info = await probe(self.port)
             if info is not None and info.get("jetstream"):
+                self.version = str(info.get("version", ""))
                 return
             if process.poll() is not None:
                 raise EmbeddedError(f"nats-server ended with code {process.returncode} while starting: read its log")

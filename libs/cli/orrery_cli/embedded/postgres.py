@@ -6,7 +6,8 @@
       postgres.conf  written anew at every start; `custom.conf` beside it is the operator's and wins
       *.password     0600
 
-It listens on no network address, asks everybody for a password (scram-sha-256, from a file that only we can read) and
+Every start goes through `prepare`, `launch`, `wait_ready` and `provision` (see roles.py). It listens on no network
+address, asks everybody for a password (scram-sha-256, from a file that only we can read) and
 runs as an unprivileged user when we are root. Services log in as `orrery`, who owns the one database and nothing else;
 the superuser `postgres` is for us.
 """
@@ -32,6 +33,7 @@ from orrery_cli.errors import EmbeddedError
 
 from . import binaries, child
 from .osuser import Account, database_account, first_blocked, own_folder
+from .roles import Roles
 
 SUPERUSER = "postgres"
 OWNER = "orrery"
@@ -75,7 +77,7 @@ SETTINGS: dict[str, str] = {
 
 
 class Postgres:
-    """One cluster. `prepare`, `launch`, `wait_ready`, `provision`, in this order; every start goes through all."""
+    """One cluster."""
 
     def __init__(self, home: Path, *, settings: Mapping[str, str] | None = None) -> None:
         self.home = home.absolute()
@@ -131,21 +133,10 @@ class Postgres:
                 raise EmbeddedError(f"PostgreSQL took no connections within {timeout_s:.0f} s: read its log")
             await asyncio.sleep(child.POLL_S)
 
-    async def provision(self) -> None:
-        """The services' role and database, when they are missing. Raises EmbeddedError."""
-        import asyncpg
-
-        connection = await asyncpg.connect(self.url(database="postgres", superuser=True))
-        try:
-            if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", OWNER):
-                password = self._password(OWNER).replace("'", "''")
-                await connection.execute(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{password}'")
-            if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE):
-                await connection.execute(f"CREATE DATABASE {DATABASE} OWNER {OWNER}")
-        except asyncpg.PostgresError as error:
-            raise EmbeddedError(f"the embedded database could not be set up ({error}): read its log") from error
-        finally:
-            await connection.close()
+    def roles(self) -> Roles:
+        """What `provision` needs to know."""
+        admin_url = self.url(database="postgres", superuser=True)
+        return Roles(admin_url=admin_url, owner=OWNER, password=self._password(OWNER), database=DATABASE)
 
     def url(self, *, database: str = DATABASE, superuser: bool = False) -> str:
         """With the password in it: for an environment, never for an argument list or a log."""
