@@ -1,0 +1,79 @@
+"""The router's composition root: `orrery serve router`."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from prometheus_client import Gauge, Histogram
+
+from orrery_events.catalog.route import RouteRemoved, RouteSet
+from orrery_events.recorded import Recorded
+from orrery_events.registry import Event
+from orrery_events.tail import Tail
+from orrery_runtime import telemetry
+from orrery_runtime.errors import StartupError
+from orrery_runtime.identity import Verifier
+from orrery_runtime.process import Process, run
+
+from .dataplane.server import DataPlane
+from .gateway import Gateway
+from .handlers import Activity
+from .projections import CATEGORIES, RouterState
+
+CATCH_UP_S: Final = 0.2
+"""How long a request that misses may wait for the log."""
+
+CONVERGENCE: Final = Histogram(
+    "orrery_route_convergence_seconds",
+    "From a route's append to its place in this router's table.",
+    buckets=(0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.5, 1, 5),
+)
+ROUTES: Final = Gauge("orrery_router_routes", "Routes in the table.")
+
+
+async def body(process: Process) -> None:
+    settings = process.settings
+    tail = Tail(process.events, process.bus, RouterState, categories=CATEGORIES, name="router")
+    await tail.start()
+    process.track(tail)
+
+    def installed(recorded: Recorded, event: Event) -> None:
+        if not isinstance(event, RouteSet | RouteRemoved):
+            return
+        age_s = max(0.0, time.time() - recorded.recorded_at)
+        CONVERGENCE.observe(age_s)
+        ROUTES.set(len(tail.state.table))
+        name = "install route" if isinstance(event, RouteSet) else "remove route"
+        with telemetry.processing(name, recorded.meta, age_s=age_s, attributes={"orrery.route.lag_s": age_s}):
+            pass
+
+    tail.subscribe(installed)
+    tail.on_rebuild(lambda: ROUTES.set(len(tail.state.table)))
+    ROUTES.set(len(tail.state.table))
+    activity = Activity(process.bus, process.slot, settings.activity_interval_s)
+    gateway = Gateway(
+        lambda: tail.state,
+        Verifier(lambda: tail.state.identity),
+        process.secrets,
+        base_url=settings.base_url,
+        port=settings.port,
+        tracing=bool(settings.otlp_endpoint),
+    )
+    plane = DataPlane(gateway, activity, lambda: tail.catch_up(CATCH_UP_S), base_url=settings.base_url)
+    try:
+        port = await plane.listen(settings.host, settings.port)
+    except OSError as error:
+        raise StartupError(
+            f"port {settings.port} on {settings.host} cannot be used ({error.strerror}): choose another by ORRERY_PORT"
+        ) from None
+    process.task("clock", plane.run)
+    process.task("activity", activity.run)
+    await process.register(f"http://{settings.host}:{port}", lease_loss="renew")
+    await process.run_until_stopped()
+    await plane.drain(settings.drain_timeout_s)
+    await activity.flush(resolution_s=0.0)
+
+
+def main() -> int:
+    return run("router", body)

@@ -1,0 +1,324 @@
+"""One request and its answer, between a client's connection and an upstream's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from orrery_router import domain
+from orrery_router.domain import Header
+from orrery_router.gateway import Miss, Plan, Reply
+
+from . import limits
+from .head import IDEMPOTENT, LAST_CHUNK, BadRequest, Head, chunk, response_bytes
+from .upstream import Target, Upstream
+
+if TYPE_CHECKING:
+    from .connection import Client
+
+
+class Exchange:
+    """Made for every request; lives until its answer is written. Implements `Answer`."""
+
+    def __init__(self, client: Client, head: Head) -> None:
+        self.client, self.head = client, head
+        self.request_ended = not (head.has_body or head.upgrade)
+        self.finished = False
+        self.response_begun = False
+        self.began_at = time.monotonic()
+        self.waiting_since = 0.0
+        """When the whole request was handed on; 0: not yet, or the answer has begun."""
+        self.status = 0
+        self.plan: Plan | None = None
+        self._upstream: Upstream | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._received = 0
+        self._body_sent = False
+        self._chunked_answer = False
+        self._close_after = False
+        self._spliced = False
+        self._tries = 0
+
+    # From the client
+
+    def start(self) -> None:
+        """Decides and begins. Everything after this happens in callbacks."""
+        try:
+            self.head.check()
+            self._follow(self.client.server.gateway.decide(self.head, self.client.peer, last_look=False))
+        except BadRequest as error:
+            self.refuse(error.status, error.message)
+
+    def request_body(self, data: bytes) -> None:
+        if self.finished:
+            return
+        self._received += len(data)
+        plan = self.plan
+        if plan is not None and plan.trusted and self._received > limits.CONTROL_BODY_BYTES_MAX:
+            self._drop_upstream()
+            self.refuse(413, f"A request to the platform has at most {limits.CONTROL_BODY_BYTES_MAX} bytes.")
+            return
+        if plan is not None and plan.server_id:
+            self.client.server.activity.touch(plan.server_id)
+        self._send(chunk(data) if self.head.chunked else data)
+
+    def request_end(self) -> None:
+        self.request_ended = True
+        if self.finished:
+            return
+        if self.head.chunked:
+            self._send(LAST_CHUNK)
+        if self._upstream is not None:
+            self.waiting_since = time.monotonic()
+
+    def client_bytes(self, data: bytes) -> None:
+        """After a switch of protocols."""
+        if self._spliced and self._upstream is not None:
+            self._upstream.write(data)
+            if self.plan is not None:
+                self.client.server.activity.touch(self.plan.server_id)
+        else:
+            self._send(data)
+
+    def client_writable(self, *, writable: bool) -> None:
+        if self._upstream is not None:
+            self._upstream.pause(paused=not writable)
+
+    def client_gone(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._drop_upstream()
+        self._finish(499)
+
+    def tick(self, now: float) -> None:
+        plan = self.plan
+        if plan is not None and self.waiting_since and now - self.waiting_since > plan.response_timeout_s:
+            self._drop_upstream()
+            self.refuse(504, "It did not answer in time.")
+
+    # Forwarding
+
+    def _follow(self, decision: Plan | Reply | Miss) -> None:
+        if isinstance(decision, Reply):
+            self.reply(decision)
+        elif isinstance(decision, Miss):
+            self._run(self._look_again())
+        else:
+            self.plan = decision
+            self._forward(decision)
+
+    async def _look_again(self) -> None:
+        server = self.client.server
+        proven = await server.catch_up()
+        if self.finished:
+            return
+        try:
+            self._follow(server.gateway.decide(self.head, self.client.peer, last_look=True, proven=proven))
+        except BadRequest as error:
+            self.refuse(error.status, error.message)
+
+    def _forward(self, plan: Plan) -> None:
+        self._tries += 1
+        target = plan.targets[0]
+        fresh = self.head.method not in IDEMPOTENT
+        upstream = None if self.head.upgrade else self.client.server.pool.take(target, fresh=fresh)
+        if upstream is not None:
+            self._attach(upstream, plan)
+        else:
+            self.client.hold("connecting")
+            self._run(self._connect(plan))
+
+    async def _connect(self, plan: Plan) -> None:
+        while True:
+            target = plan.targets[0]
+            try:
+                upstream = await self.client.server.pool.connect(target)
+            except (OSError, TimeoutError) as error:
+                if self.finished:
+                    return
+                if self._next_target(plan, target):
+                    continue
+                self._unreachable(error)
+                return
+            if self.finished:
+                upstream.close()
+                return
+            self._attach(upstream, plan)
+            return
+
+    def _attach(self, upstream: Upstream, plan: Plan) -> None:
+        self._upstream = upstream
+        upstream.begin(self)
+        upstream.write(plan.head)
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        for data in pending:
+            upstream.write(data)
+            self._body_sent = True
+        if self.request_ended:
+            self.waiting_since = time.monotonic()
+        self.client.free("connecting")
+
+    def _send(self, data: bytes) -> None:
+        if self._upstream is not None:
+            self._body_sent = True
+            self._upstream.write(data)
+            return
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        if self._pending_bytes > limits.PENDING_BYTES_MAX:
+            self.client.hold("connecting")
+
+    def _next_target(self, plan: Plan, failed: Target) -> bool:
+        """True if another instance may be asked."""
+        plan.targets = [t for t in plan.targets if t != failed]
+        return bool(plan.targets)
+
+    def _unreachable(self, error: BaseException) -> None:
+        plan = self.plan
+        gateway = self.client.server.gateway
+        reason = "did not take the connection in time" if isinstance(error, TimeoutError) else "cannot be reached"
+        what = "This server" if plan is not None and not plan.trusted else "This part of the platform"
+        request_id = plan.request_id if plan else ""
+        self.reply(gateway.unavailable(self.head, request_id, f"{what} {reason}."))
+
+    # Answer
+
+    def response_started(self, status: int, reason: bytes, headers: list[Header], *, http10: bool) -> bool:  # noqa: ARG002
+        plan = self.plan
+        self.waiting_since = 0.0
+        self.status = status
+        self.response_begun = True
+        bodyless = self.head.method == b"HEAD" or status in (204, 304)
+        server = self.client.server
+        kept = domain.from_upstream(headers, trusted=plan is not None and plan.trusted, base_url=server.base_url)
+        has_length = any(name.lower() == b"content-length" for name, _ in kept)
+        if status == 204:
+            kept = [(name, value) for name, value in kept if name.lower() != b"content-length"]
+        if not bodyless and not has_length:
+            if self.head.http10:
+                self._close_after = True
+            else:
+                self._chunked_answer = True
+                kept.append((b"Transfer-Encoding", b"chunked"))
+        if self.head.http10 or not self.head.keep_alive or server.draining:
+            self._close_after = True
+        if self._close_after:
+            kept.append((b"Connection", b"close"))
+        self.client.write(response_bytes(status, reason or b"OK", kept))
+        return bodyless
+
+    def informational(self, status: int, reason: bytes, headers: list[Header]) -> None:
+        if not self.head.http10:
+            self.client.write(
+                response_bytes(status, reason, domain.from_upstream(headers, trusted=False, base_url="/"))
+            )
+
+    def response_body(self, data: bytes) -> None:
+        self.client.write(chunk(data) if self._chunked_answer else data)
+
+    def response_ended(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if self._chunked_answer:
+            self.client.write(LAST_CHUNK)
+        if upstream is not None:
+            # An answer before the whole request was read leaves the connection in an unknown state, and so does HEAD
+            # (the parser still waits for the body that its length announced).
+            clean = self.request_ended and self.head.method != b"HEAD"
+            upstream.detach(reusable=clean and not self._close_upstream)
+        if self.plan is not None and self.plan.server_id and self.status < 300:
+            self.client.server.activity.touch(self.plan.server_id)
+        self._finish(self.status)
+
+    def switched(self, reason: bytes, headers: list[Header], rest: bytes) -> None:
+        """101: from now on bytes are bytes."""
+        self.waiting_since = 0.0
+        self.response_begun = True
+        self.status = 101
+        kept = domain.from_upstream(headers, trusted=False, base_url=self.client.server.base_url)
+        kept += [(b"Connection", b"Upgrade"), (b"Upgrade", self.head.upgrade)]
+        self.client.write(response_bytes(101, reason or b"Switching Protocols", kept))
+        self._spliced = True
+        self.client.splice()
+        if rest:
+            self.client.write(rest)
+
+    def upstream_bytes(self, data: bytes) -> None:
+        self.client.write(data)
+        if self.plan is not None:
+            self.client.server.activity.touch(self.plan.server_id)
+
+    def upstream_closed(self) -> None:
+        self._upstream = None
+        self._close_after = True
+        self._finish(101)
+
+    def upstream_failed(self, reason: str) -> None:
+        upstream, self._upstream = self._upstream, None
+        plan = self.plan
+        if self.finished or plan is None:
+            return
+        if self.response_begun:
+            self._close_after = True
+            self.client.abort()  # Half an answer must not look like a whole one.
+            self._finish(502)
+            return
+        stale = upstream is not None and upstream.used > 1
+        may_repeat = self.head.method in IDEMPOTENT and not self._body_sent and not self.head.upgrade
+        if may_repeat and self._tries <= len(plan.targets) + 1 and (stale or self._next_target(plan, plan.targets[0])):
+            self._run(self._connect(plan)) if stale else self._forward(plan)
+            self._tries += 1
+            return
+        if "not valid" in reason or "too large" in reason:
+            self.refuse(502, f"The server's answer cannot be passed on: {reason}.")
+        else:
+            request_id = plan.request_id
+            self.reply(self.client.server.gateway.unavailable(self.head, request_id, f"No answer came: {reason}."))
+
+    def upstream_writable(self, *, writable: bool) -> None:
+        if writable:
+            self.client.free("upstream")
+        else:
+            self.client.hold("upstream")
+
+    # Own answers
+
+    def refuse(self, status: int, message: str) -> None:
+        """An answer of our own to a request that goes no further."""
+        request_id = self.plan.request_id if self.plan else ""
+        close = status in (400, 405, 408, 413, 431)
+        self.reply(self.client.server.gateway.page(self.head, status, message, request_id, close=close))
+
+    def reply(self, reply: Reply) -> None:
+        if self.finished:
+            return
+        if self.response_begun:
+            self.client.abort()
+            self._finish(reply.status)
+            return
+        self.response_begun = True
+        self._close_after = reply.close or not self.request_ended or not self.head.keep_alive or self.head.http10
+        self.client.write(reply.content)
+        self._finish(reply.status)
+
+    @property
+    def _close_upstream(self) -> bool:
+        return False
+
+    def _drop_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.detach(reusable=False)
+        if self._task is not None:
+            self._task.cancel()
+
+    def _run(self, coroutine: object) -> None:
+        self._task = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+
+    def _finish(self, status: int) -> None:
+        if self.finished:
+            return
+        self.finished = True
+        self.client.server.observe(self, status)
+        self.client.exchange_finished(self, close=self._close_after)

@@ -1,0 +1,379 @@
+"""What becomes of a request: answered here, forwarded, or looked at again after catching up with the log.
+
+Everything is decided from memory. Only a miss (a path without a route, a credential that nobody here has heard of) may
+wait for Postgres, once and for a short time: a route that was acknowledged before the request began is never a 404.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+from opentelemetry.trace import Span, SpanKind
+
+from orrery_events.ids import new_id
+from orrery_runtime import paths, telemetry
+from orrery_runtime.identity import SESSION_COOKIE, Principal, Verifier
+from orrery_runtime.pages import SECURITY_HEADERS, error_page
+from orrery_runtime.secrets import EDGE_HEADER, Secrets
+
+from . import domain
+from .dataplane import limits
+from .dataplane.head import SAFE, BadRequest, Head, request_bytes, response_bytes
+from .dataplane.upstream import Target
+from .domain import BadPath, Path, Route
+from .projections import RouterState
+
+RETRY_AFTER_S: Final = b"2"
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Answered here."""
+
+    status: int
+    content: bytes
+    close: bool = False
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """To be forwarded."""
+
+    targets: list[Target]
+    """In this order; all but one are auth's or api's."""
+    head: bytes
+    trusted: bool
+    """Auth or api; they may set our cookies."""
+    server_id: str
+    kind: str
+    """`server` or `control`, for metrics."""
+    request_id: str
+    span: Span | None
+    response_timeout_s: float
+    name: str
+
+
+class Miss(msgspec.Struct, frozen=True):
+    """Perhaps not known yet: catch up with the log and decide again."""
+
+
+class Gateway:
+    """The router's view of one request."""
+
+    def __init__(
+        self,
+        state: Callable[[], RouterState],
+        verifier: Verifier,
+        secrets: Secrets,
+        *,
+        base_url: str,
+        port: int,
+        tracing: bool,
+    ) -> None:
+        self._state, self._verifier, self._secrets = state, verifier, secrets
+        self._base_url = base_url
+        self._port = str(port).encode()
+        self._tracing = tracing
+        self._turn = 0
+
+    def decide(self, head: Head, peer: str, *, last_look: bool, proven: bool = True) -> Plan | Reply | Miss:
+        """`last_look`: there is nothing left to wait for. `proven`: and it was proven that nothing is missing."""
+        request_id = new_id()
+        try:
+            path = domain.parse_target(head.target, self._base_url)
+        except BadPath as error:
+            raise BadRequest(400, f"This address cannot be used: {error}.") from None
+        if path is None:
+            return self._not_found(head, request_id)
+        if paths.is_control(path.text):
+            return self._control(head, path, peer, request_id, last_look=last_look)
+        return self._server(head, path, peer, request_id, last_look=last_look, proven=proven)
+
+    # Auth and api
+
+    def _control(self, head: Head, path: Path, peer: str, request_id: str, *, last_look: bool) -> Plan | Reply | Miss:
+        method = head.method.decode()
+        if path.ambiguous or head.upgrade:
+            raise BadRequest(400, "This address cannot be used.")
+        if head.length > limits.CONTROL_BODY_BYTES_MAX:
+            raise BadRequest(413, f"A request to the platform has at most {limits.CONTROL_BODY_BYTES_MAX} bytes.")
+        if not paths.is_public(path.text, method):
+            principal = self._principal(head)
+            if principal is None and not last_look:
+                return Miss()
+            if not isinstance(principal, Principal):
+                return self._sign_in(head, path, request_id)
+        service = paths.service_for(path.text, method)
+        backends = self._state().backends_of(service)
+        if not backends:
+            if not last_look:
+                return Miss()
+            return self.unavailable(head, request_id, f"No instance of {service} is running.")
+        self._turn += 1
+        live = [b for b in backends if not b.draining]
+        turn = self._turn % len(live) if live else 0
+        ordered = live[turn:] + live[:turn] + [b for b in backends if b.draining]
+        span, traceparent = self._span(head, f"{method} {self._base_url}hub/*", None)
+        headers = domain.for_control_plane(head.headers)
+        headers += self._forwarded(head, peer, request_id, b"")
+        headers.append((EDGE_HEADER.encode(), self._secrets.edge_proof.encode()))
+        return Plan(
+            targets=[b.target for b in ordered],
+            head=request_bytes(head, head.target, _traced(headers, traceparent), upgrade=False),
+            trusted=True,
+            server_id="",
+            kind="control",
+            request_id=request_id,
+            span=span,
+            response_timeout_s=limits.CONTROL_RESPONSE_TIMEOUT_S,
+            name=service,
+        )
+
+    # User servers
+
+    def _server(
+        self, head: Head, path: Path, peer: str, request_id: str, *, last_look: bool, proven: bool
+    ) -> Plan | Reply | Miss:
+        state = self._state()
+        route = state.table.find(host_name(head.host), path.segments)
+        if route is None:
+            if not last_look:
+                return Miss()
+            return self._no_route(head, path, request_id, proven=proven)
+        if _is_ambiguous_prefix(path, route):
+            raise BadRequest(400, "This address cannot be used.")
+        principal = self._principal(head) if route.policy != "public" else None
+        if principal is None and route.policy != "public" and not last_look:
+            return Miss()
+        known = principal if isinstance(principal, Principal) else None
+        match domain.decide_access(route.policy, route.owner_id, known):
+            case "sign_in":
+                return self._sign_in(head, path, request_id)
+            case "forbidden":
+                return self.page(
+                    head, 403, f"This server belongs to {route.owner_name}, and you may not use it.", request_id,
+                    action=("Your own servers", f"{self._base_url}hub/home"),
+                )  # fmt: skip
+        if known is not None and known.kind == "session" and (head.method not in SAFE or head.upgrade):
+            self._check_origin(head)
+        if len(path.segments) == route.depth and head.method in (b"GET", b"HEAD") and route.depth:
+            return self._redirect(_with_slash(head.target), request_id)
+        return self._plan(head, path, route, peer, request_id)
+
+    def _plan(self, head: Head, path: Path, route: Route, peer: str, request_id: str) -> Plan:
+        name = route.secret_header.encode()
+        headers = domain.for_user_server(head.headers, secret_header=name)
+        if name and route.server_id:
+            secret = self._secrets.server_secret(route.server_id, route.generation)
+            headers.append((name, (route.secret_prefix + secret).encode()))
+        target = domain.query_without_tokens(head.target)
+        prefix = b""
+        if route.strip_prefix:
+            prefix = self._base_url.encode()[:-1] + quote(route.prefix).encode()
+            target = _stripped(target, len(self._base_url) - 1, route.depth)
+        headers += self._forwarded(head, peer, request_id, prefix)
+        span, traceparent = self._span(head, f"{head.method.decode()} {self._base_url}user/*", route)
+        return Plan(
+            targets=[route.target],
+            head=request_bytes(head, target, _traced(headers, traceparent), upgrade=bool(head.upgrade)),
+            trusted=False,
+            server_id=route.server_id,
+            kind="server",
+            request_id=request_id,
+            span=span,
+            response_timeout_s=limits.RESPONSE_TIMEOUT_S,
+            name=path.text,
+        )
+
+    def _no_route(self, head: Head, path: Path, request_id: str, *, proven: bool) -> Reply:
+        """A server that does not run, or nothing at all."""
+        principal = self._principal(head)
+        if not isinstance(principal, Principal):
+            return self._sign_in(head, path, request_id)
+        state = self._state()
+        if len(path.segments) >= 2 and path.segments[0] == "user":
+            owner = state.identity.user_by_name(path.segments[1])
+            if owner is None or not domain.may_access(principal, owner.user_id):
+                if principal.admin and proven:
+                    return self._not_found(head, request_id)
+                return self.page(head, 403, "You may not use this server, or there is none.", request_id)
+            if not proven:
+                return self.unavailable(head, request_id, "It cannot be told right now whether this server runs.")
+            named = path.segments[2] if len(path.segments) > 2 else ""
+            server = named if named in state.server_names.get(owner.user_id, ()) else ""
+            return self._stopped(head, owner.name, server, request_id)
+        if not proven:
+            return self.unavailable(head, request_id, "It cannot be told right now whether this address exists.")
+        return self._not_found(head, request_id)
+
+    # Parts of a decision
+
+    def _principal(self, head: Head) -> Principal | str | None:
+        """The principal; a text: a credential that is no good; None: one that we may not have heard of yet."""
+        authorization = head.get(b"authorization").decode("latin-1")
+        cookie = session_cookie(head)
+        verdict = self._verifier.authenticate(authorization, cookie, time.time())
+        if verdict is None:
+            return "nothing"
+        return None if verdict in ("unknown_key", "unknown_user") else verdict
+
+    def _check_origin(self, head: Head) -> None:
+        """A server trusts our secret instead of the browser's cookies, so that its own defence against other sites'
+        requests does not work; this is it. Raises BadRequest."""
+        origin = head.get(b"origin")
+        if origin and not domain.same_origin(origin, head.host, https=False):
+            raise BadRequest(403, "This request comes from a page of another site.")
+
+    def _forwarded(self, head: Head, peer: str, request_id: str, prefix: bytes) -> list[domain.Header]:
+        headers = [
+            (b"X-Forwarded-For", peer.encode()),
+            (b"X-Forwarded-Proto", b"http"),
+            (b"X-Forwarded-Host", head.host),
+            (b"X-Forwarded-Port", self._port),
+            (b"X-Request-Id", request_id.encode()),
+        ]
+        if prefix:
+            headers.append((b"X-Forwarded-Prefix", prefix))
+        return headers
+
+    def _span(self, head: Head, name: str, route: Route | None) -> tuple[Span | None, bytes]:
+        """A span of this request, and the traceparent to hand on. Without a collector nothing is made anew."""
+        incoming = head.get(b"traceparent")
+        if not self._tracing:
+            return None, incoming
+        span = telemetry.tracer().start_span(
+            name,
+            context=telemetry.context_of(incoming.decode("latin-1")),
+            kind=SpanKind.SERVER,
+            links=telemetry.links_to(route.traceparent) if route else None,
+            attributes={"http.request.method": head.method.decode()},
+        )
+        context = span.get_span_context()
+        return span, b"00-%032x-%016x-%02x" % (context.trace_id, context.span_id, context.trace_flags)
+
+    # Answers
+
+    def _sign_in(self, head: Head, path: Path, request_id: str) -> Reply:
+        if head.method in (b"GET", b"HEAD") and not head.upgrade and not path.text.startswith("/hub/api"):
+            target = quote(head.target.decode("latin-1"), safe="")
+            return self._redirect(f"{self._base_url}hub/login?next={target}".encode(), request_id)
+        return self.page(head, 403, "Missing or invalid credentials.", request_id, json=True)
+
+    def _stopped(self, head: Head, owner: str, server: str, request_id: str) -> Reply:
+        where = f"{owner}/{server}" if server else owner
+        if head.method not in (b"GET", b"HEAD") or wants_json(head):
+            message = f"JupyterHub server no longer running at {self._base_url}user/{where}/"
+            return self.page(head, 424, message, request_id, json=True)
+        return self.page(
+            head, 424, "It was stopped, or it ended by itself. Nothing that was saved is lost.", request_id,
+            title="This server does not run", action=("Start it", f"{self._base_url}hub/spawn/{quote(where)}"),
+        )  # fmt: skip
+
+    def _not_found(self, head: Head, request_id: str) -> Reply:
+        home = ("Your servers", f"{self._base_url}hub/home")
+        return self.page(head, 404, "Nothing is served at this address.", request_id, action=home)
+
+    def unavailable(self, head: Head, request_id: str, message: str) -> Reply:
+        return self.page(head, 503, f"{message} Try again in a moment.", request_id)
+
+    def _redirect(self, location: bytes, request_id: str) -> Reply:
+        headers = [
+            (b"Location", location),
+            (b"Cache-Control", b"no-store"),
+            (b"X-Request-Id", request_id.encode()),
+            (b"Content-Length", b"0"),
+        ]
+        return Reply(302, response_bytes(302, b"Found", headers))
+
+    def page(
+        self, head: Head, status: int, message: str, request_id: str = "", *, title: str = "",
+        action: tuple[str, str] = ("", ""), json: bool = False, close: bool = False,
+    ) -> Reply:  # fmt: skip
+        """An error, as a page for people or as JSON for programs."""
+        if json or wants_json(head):
+            body = msgspec.json.encode({"status": status, "message": message, "request_id": request_id})
+            kind = b"application/json"
+        else:
+            html = error_page(
+                status, message, title=title, action_text=action[0], action_url=action[1], request_id=request_id
+            )
+            body, kind = html.encode(), b"text/html; charset=utf-8"
+        headers = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+        headers += [
+            (b"Content-Type", kind),
+            (b"Content-Length", b"%d" % len(body)),
+            (b"Cache-Control", b"no-store"),
+            (b"X-Request-Id", request_id.encode()),
+        ]
+        if status in (429, 503):
+            headers.append((b"Retry-After", RETRY_AFTER_S))
+        if close:
+            headers.append((b"Connection", b"close"))
+        content = response_bytes(status, REASONS.get(status, b"Error"), headers)
+        return Reply(status, content if head.method == b"HEAD" else content + body, close)
+
+
+REASONS: Final = {
+    400: b"Bad Request",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    424: b"Failed Dependency",
+    431: b"Request Header Fields Too Large",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+
+
+def wants_json(head: Head) -> bool:
+    accept = head.get(b"accept")
+    if b"text/html" in accept:
+        return False
+    return b"application/json" in accept or b"/api" in head.target or head.method not in SAFE
+
+
+def host_name(host: bytes) -> str:
+    """The Host header without its port, in lower case."""
+    text = host.decode("latin-1").lower()
+    if text.startswith("["):
+        return text.partition("]")[0] + "]"
+    return text.partition(":")[0]
+
+
+def session_cookie(head: Head) -> str:
+    """The session cookie's value, or nothing."""
+    wanted = SESSION_COOKIE.encode()
+    for name, value in head.headers:
+        if name.lower() == b"cookie" and wanted in value:
+            for pair in value.split(b";"):
+                key, _, text = pair.strip().partition(b"=")
+                if key == wanted:
+                    return text.decode("latin-1")
+    return ""
+
+
+def _traced(headers: list[domain.Header], traceparent: bytes) -> list[domain.Header]:
+    kept = [(n, v) for n, v in headers if n.lower() != b"traceparent"]
+    return [*kept, (b"traceparent", traceparent)] if traceparent else kept
+
+
+def _with_slash(target: bytes) -> bytes:
+    path, mark, query = target.partition(b"?")
+    return path + b"/" + mark + query
+
+
+def _stripped(target: bytes, base_length: int, depth: int) -> bytes:
+    """The target without the route's prefix: raw, as everything that is forwarded."""
+    path, mark, query = target.partition(b"?")
+    pieces = path[base_length + 1 :].split(b"/")
+    return b"/" + b"/".join(pieces[depth:]) + mark + query
+
+
+def _is_ambiguous_prefix(path: Path, route: Route) -> bool:
+    """True if an empty segment or an encoded slash stands where the route is decided."""
+    return path.ambiguous and any(not s or "/" in s or "\\" in s for s in path.segments[: route.depth])

@@ -1,0 +1,100 @@
+"""What a router knows from the log: routes, identities, instances of auth and api, who has which servers."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import structlog
+
+from orrery_events.catalog.instance import InstanceDraining, InstanceLost, InstanceStarted, InstanceStopped
+from orrery_events.catalog.route import RouteRemoved, RouteSet
+from orrery_events.catalog.server import Removed, ServerEvent
+from orrery_events.recorded import Recorded
+from orrery_events.registry import Event
+from orrery_runtime.identity import CATEGORIES as IDENTITY_CATEGORIES
+from orrery_runtime.identity import IdentityState
+
+from .domain import Table, route_of
+
+CATEGORIES = (*IDENTITY_CATEGORIES, "route", "instance", "server")
+
+_log = structlog.get_logger("orrery.router")
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance of auth or api that browsers' requests can be sent to."""
+
+    slot: str
+    instance_id: str
+    service: str
+    host: str
+    port: int
+    draining: bool = False
+
+    @property
+    def target(self) -> tuple[str, int]:
+        return (self.host, self.port)
+
+
+class RouterState:
+    """The fold."""
+
+    def __init__(self) -> None:
+        self.identity = IdentityState()
+        self.table = Table()
+        self.backends: dict[str, Backend] = {}
+        """By slot."""
+        self.server_names: dict[str, set[str]] = {}
+        """User id → names of the servers they have, running or not."""
+
+    def apply(self, recorded: Recorded, event: Event) -> None:
+        match event:
+            case RouteSet():
+                try:
+                    self.table.set(route_of(event, recorded.meta.traceparent))
+                except ValueError as error:
+                    _log.warning("route_refused", route_id=event.route_id, reason=str(error))
+            case RouteRemoved():
+                self.table.remove(event.route_id)
+            case InstanceStarted() | InstanceDraining():
+                self._put_backend(event)
+            case InstanceStopped() | InstanceLost():
+                known = self.backends.get(event.slot)
+                if known is not None and known.instance_id == event.instance_id:
+                    del self.backends[event.slot]
+            case Removed():
+                self.server_names.get(event.user_id, set()).discard(event.name)
+            case ServerEvent():
+                self.server_names.setdefault(event.user_id, set()).add(event.name)
+            case _:
+                self.identity.apply(recorded, event)
+
+    def backends_of(self, service: str) -> list[Backend]:
+        """Live ones first, draining ones last, in a fixed order."""
+        found = [b for b in self.backends.values() if b.service == service]
+        return sorted(found, key=lambda b: (b.draining, b.slot))
+
+    def _put_backend(self, event: InstanceStarted | InstanceDraining) -> None:
+        host, _, port = event.url.removeprefix("http://").rstrip("/").rpartition(":")
+        if event.service not in ("auth", "api") or not host or not port.isdigit():
+            return
+        self.backends[event.slot] = Backend(
+            slot=event.slot,
+            instance_id=event.instance_id,
+            service=event.service,
+            host=host.strip("[]"),
+            port=int(port),
+            draining=isinstance(event, InstanceDraining),
+        )
+
+    def digest(self) -> str:
+        """Equal on all routers at the same position."""
+        routes = sorted(
+            (r.route_id, r.host, r.prefix, r.target_host, r.target_port, r.generation, r.policy)
+            for r in self.table.routes()
+        )
+        backends = sorted((b.slot, b.instance_id, b.draining) for b in self.backends.values())
+        servers = sorted((user_id, sorted(names)) for user_id, names in self.server_names.items() if names)
+        parts = [self.identity.digest(), routes, backends, servers]
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
