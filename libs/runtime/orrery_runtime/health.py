@@ -3,7 +3,7 @@
 `/livez`    200 while the event loop runs. Checks nothing else: restarting a process does not repair a database.
 `/readyz`   200 while it takes work, 503 before, while draining, and while a required check fails. `?verbose` says why.
 `/metrics`  Prometheus.
-`/status`   everything that `orrery status` shows, as JSON.
+`/status`   everything that `orrery status` shows, as JSON; with `?digest` also a digest of each projection.
 
 Codes name a runbook: ORR-DB-01 database unreachable, ORR-NATS-01 NATS unreachable, ORR-BUS-02 a consumer lags,
 ORR-RTR-03 the routing table is stale, ORR-LEASE-01 the lease is not being refreshed.
@@ -92,14 +92,16 @@ class Health:
 
 
 StatusSource = Callable[[], dict[str, Any]]
+DigestSource = Callable[[], list[dict[str, Any]]]
 
 
 class OpsServer:
     """The ops port. Started before anything else, so that a process that waits for Postgres can be asked why."""
 
-    def __init__(self, health: Health, status: StatusSource) -> None:
+    def __init__(self, health: Health, status: StatusSource, digests: DigestSource = lambda: []) -> None:
         self._health = health
         self._status = status
+        self._digests = digests
         self._runner: web.AppRunner | None = None
         self.url = ""
 
@@ -137,9 +139,11 @@ class OpsServer:
         self._status()  # brings the gauges of tails up to date
         return web.Response(body=metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    async def _get_status(self, _request: web.Request) -> web.Response:
+    async def _get_status(self, request: web.Request) -> web.Response:
         checks = [msgspec.structs.asdict(result) for result in await self._health.results()]
         body = {**self._status(), "ready": await self._health.ready(), "checks": checks}
+        if "digest" in request.query:
+            body["digests"] = self._digests()
         return web.json_response(body)
 
 

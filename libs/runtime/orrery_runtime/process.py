@@ -40,6 +40,7 @@ from aiohttp import web
 from orrery_events.bus import Bus
 from orrery_events.ids import new_id
 from orrery_events.log import EventLog
+from orrery_events.tail import Tail
 
 from . import checks, logging, metrics, redaction, startup, telemetry
 from .checks import Follower
@@ -96,7 +97,7 @@ class Process:
         self.health = Health(service)
         self.membership: Membership | None = None
         self.tails: list[Follower] = []
-        self._ops = OpsServer(self.health, self.status)
+        self._ops = OpsServer(self.health, self.status, self.digests)
         self._stop = asyncio.Event()
         self._waiting = False
         self._main_task = asyncio.current_task()
@@ -236,6 +237,11 @@ class Process:
             "bus": {"connected": self.bus_connected, "last_error": self.bus.last_error if self._has_bus else ""},
             "lease_fresh": self.membership is not None and self.membership.fresh(),
         }
+
+    def digests(self) -> list[dict[str, Any]]:
+        """Position and digest of every projection, all of one moment: what `orrery replay --verify` compares."""
+        tails = [tail for tail in self.tails if isinstance(tail, Tail)]
+        return [{"name": t.name, "epoch": t.epoch, "position": t.position, "digest": t.state.digest()} for t in tails]
 
     @property
     def _has_bus(self) -> bool:
