@@ -98,7 +98,7 @@ DigestSource = Callable[[], list[dict[str, Any]]]
 class OpsServer:
     """The ops port. Started before anything else, so that a process that waits for Postgres can be asked why."""
 
-    def __init__(self, health: Health, status: StatusSource, digests: DigestSource = lambda: []) -> None:
+    def __init__(self, health: Health, status: StatusSource, digests: DigestSource = list) -> None:
         self._health = health
         self._status = status
         self._digests = digests
