@@ -30,12 +30,15 @@ class Service:
     """One process of tests.support.runtime_service."""
 
     def __init__(self, tmp_path: Path, env: dict[str, str], *, pass_fds: tuple[int, ...] = ()) -> None:
+        command = ["-m", "tests.support.runtime_service"]
+        if env.get("TEST_SERVICE") == "relay":
+            command = ["-c", "import sys; from orrery_runtime.relay_main import main; sys.exit(main())"]
         self.log = tmp_path / f"service-{len(list(tmp_path.iterdir()))}.log"
         self.run_dir = tmp_path / "run"
         clean = {k: v for k, v in os.environ.items() if not k.startswith("ORRERY_")}
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.runtime_service"],
+                [sys.executable, *command],
                 cwd=ROOT,
                 env={
                     **clean,
@@ -158,6 +161,21 @@ async def test_start_serve_drain_stop(
     (failure,) = [line for line in service.lines() if line["event"] == "task_failed"][:1]
     assert failure["causes"] == ["RuntimeError: on purpose"]
     assert SECRET not in service.log.read_text()
+
+
+async def test_the_relay_says_how_far_the_stream_is(start: Start, database_url: str, nats_server: NatsServer) -> None:
+    service = start(database_url=database_url, nats_url=nats_server.relay_url, TEST_SERVICE="relay", slot="relay-1")
+    ready = await service.ready()
+
+    async def leads() -> dict[str, Any] | None:
+        status = json.loads((await get(f"{ready['ops_url']}/status"))[1])
+        return status if status["position"] > 0 else None
+
+    status = await eventually(leads)
+    assert status
+    assert (status["lag"], status["tails"][0]["mode"]) == (0, "leading")
+    service.process.send_signal(signal.SIGTERM)
+    assert await service.ended() == 0
 
 
 async def test_sigterm_lets_requests_finish(

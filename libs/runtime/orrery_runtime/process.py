@@ -20,7 +20,6 @@ happening.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -49,6 +48,7 @@ from .errors import StartupError
 from .health import Health, OpsServer, url_of
 from .listener import listen
 from .membership import LeaseLoss, Membership
+from .runfile import RunFile
 from .secrets import Secrets
 from .version import version
 
@@ -98,6 +98,7 @@ class Process:
         self.membership: Membership | None = None
         self.tails: list[Follower] = []
         self._ops = OpsServer(self.health, self.status, self.digests)
+        self._run_file: RunFile | None = None
         self._stop = asyncio.Event()
         self._waiting = False
         self._main_task = asyncio.current_task()
@@ -186,7 +187,8 @@ class Process:
         self._at_exit(self._membership_end, "lease", self.membership.leave)
         self._begin(self._membership_end, "lease", self.membership.hold)
         self.health.state = "ready"
-        self._update_run_file()
+        if self._run_file is not None:
+            self._run_file.write()
         self.logger.info("process_ready", url=self.url, ops_url=self.ops_url)
 
     async def run_until_stopped(self) -> None:
@@ -293,7 +295,9 @@ class Process:
         checks.add_defaults(self)
         await base.enter_async_context(self._membership_end)
         await base.enter_async_context(self._body)
-        self._write_run_file(base)
+        if settings.run_dir is not None:
+            self._run_file = RunFile(settings.run_dir, self)
+            base.callback(self._run_file.remove)
         self.task("loop_lag", self._measure_loop_lag)
         self.logger.info("process_started", slot=self.slot, pid=os.getpid(), version=self.version)
 
@@ -347,34 +351,6 @@ class Process:
                 self.logger.exception("stop_step_failed", step=name)
 
         stack.push_async_callback(step)
-
-    def _write_run_file(self, stack: AsyncExitStack) -> None:
-        run_dir = self.settings.run_dir
-        if run_dir is None:
-            return
-        startup.require_writable(run_dir, "run_dir")
-        self._update_run_file()
-        stack.callback(self._remove_run_file)
-
-    def _update_run_file(self) -> None:
-        if self.settings.run_dir is None:
-            return
-        names = ("service", "slot", "instance", "pid", "url", "ops_url", "version", "started_at")
-        status = self.status()
-        path = self.settings.run_dir / f"{self.slot}.json"
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        body = {name: status[name] for name in names}
-        fresh.write_text(json.dumps({**body, "instance_id": self.instance_id}) + "\n")
-        fresh.replace(path)
-
-    def _remove_run_file(self) -> None:
-        """Removes the file unless a successor in the slot has written its own."""
-        if self.settings.run_dir is None:
-            return
-        path = self.settings.run_dir / f"{self.slot}.json"
-        with suppress(OSError, ValueError):
-            if json.loads(path.read_text())["instance_id"] == self.instance_id:
-                path.unlink()
 
 
 async def _awaited(stop: Step) -> None:

@@ -6,6 +6,36 @@ from orrery_events.relay import Relay
 
 from .process import Process, run
 
+NAME = "relay"
+DIVERGED_CODE = "ORR-BUS-03"
+"""Runbook: the stream holds what Postgres lost, and an operator must decide."""
+
+
+class Progress:
+    """What /status says of a relay: how far the stream is. A relay that does not lead knows nothing of it."""
+
+    name = NAME
+    epoch = 0
+    staleness_s = 0.0
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    @property
+    def position(self) -> int:
+        return self._relay.last_seq
+
+    @property
+    def lag(self) -> int:
+        return self._relay.lag
+
+    @property
+    def mode(self) -> str:
+        return "leading" if self._relay.leading else "standby"
+
+    async def stop(self) -> None:
+        """The relay is a task; it ends with the others."""
+
 
 async def body(process: Process) -> None:
     """The relay's composition root."""
@@ -16,10 +46,16 @@ async def body(process: Process) -> None:
         database_url=process.settings.database_url,
         name=process.instance_id,
     )
-    process.task("relay", relay.run)
+
+    async def undivided() -> str:
+        return relay.diverged
+
+    process.health.add("stream", undivided, code=DIVERGED_CODE, required=False)
+    process.track(Progress(relay))
+    process.task(NAME, relay.run)
     await process.register()
     await process.run_until_stopped()
 
 
 def main() -> int:
-    return run("relay", body)
+    return run(NAME, body)

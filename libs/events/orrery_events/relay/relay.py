@@ -74,6 +74,8 @@ class Relay:
         """Why nothing is relayed until an operator decides; empty normally."""
         self.last_seq = 0
         """The stream's last sequence, as far as this instance knows."""
+        self.lag = 0
+        """Events in the log that were not on the stream at the last heartbeat."""
         self._events = log
         self._pool = pool
         self._bus = bus
@@ -212,7 +214,8 @@ class Relay:
             self._settled = None
             self._news.set()
             return
-        metrics.LAG.set(max(0, head.position - self.last_seq))
+        self.lag = max(0, head.position - self.last_seq)
+        metrics.LAG.set(self.lag)
         heartbeat = Heartbeat(
             epoch=head.epoch,
             position=head.position,
