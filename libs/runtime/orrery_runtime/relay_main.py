@@ -53,7 +53,8 @@ async def body(process: Process) -> None:
     process.health.add("stream", undivided, code=DIVERGED_CODE, required=False)
     process.track(Progress(relay))
     process.task(NAME, relay.run)
-    await process.register()
+    # Being the one that leads is a lock of its own, so a lease that ran out in an outage does no harm.
+    await process.register(lease_loss="renew")
     await process.run_until_stopped()
 
 

@@ -32,7 +32,7 @@ async def body(process: Process) -> None:
     app[OPERATIONS] = Operations(process.events, tail, Watch(tail))
     app[ACTIVITY] = activity
     app[STREAMS] = [0]
-    await process.register(await process.serve_http(app))
+    await process.register(await process.serve_http(app), lease_loss="renew")
     await process.run_until_stopped()
 
 

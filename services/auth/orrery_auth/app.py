@@ -42,7 +42,7 @@ async def body(process: Process) -> None:
         templates=make_templates("orrery_auth"),
     )
     app[IDENTITIES] = identities
-    await process.register(await process.serve_http(app))
+    await process.register(await process.serve_http(app), lease_loss="renew")
     await process.run_until_stopped()
     hasher.close()
 
