@@ -397,6 +397,20 @@ async def test_a_wrong_nats_password_is_one_clear_sentence(
     assert "wrong" not in service.log.read_text()
 
 
+@pytest.mark.invariant(8)
+async def test_a_crash_is_logged_and_redacted(start: Start, database_url: str, nats_server: NatsServer) -> None:
+    """A bug in a service's body must not print a traceback past the log."""
+    secret = "postgresql://orrery:hunter22@db/x"
+    service = start(database_url=database_url, nats_url=nats_server.url, TEST_CRASH=f"cannot parse {secret} {SECRET}")
+    assert await service.ended() == 1
+    (line,) = [line for line in service.lines() if line["event"] == "process_failed"]
+    assert line["causes"] == ["ValueError: cannot parse postgresql://orrery:[redacted]@db/x [redacted]"]
+    output = service.log.read_text()
+    assert "hunter22" not in output
+    assert SECRET not in output
+    assert all(text.startswith("{") for text in output.splitlines())
+
+
 async def test_a_port_in_use_is_one_clear_sentence(start: Start, database_url: str, nats_server: NatsServer) -> None:
     server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

@@ -43,6 +43,8 @@ async def body(process: Process) -> None:
     async def fails() -> None:
         raise RuntimeError("on purpose")
 
+    if os.environ.get("TEST_CRASH"):
+        raise ValueError(os.environ["TEST_CRASH"])
     if os.environ.get("TEST_FAILING_TASK"):
         process.task("fails", fails)
     routes = [

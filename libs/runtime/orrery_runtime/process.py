@@ -44,7 +44,7 @@ from orrery_events.tail import Tail
 from . import checks, logging, metrics, redaction, startup, telemetry
 from .checks import Follower
 from .config import Settings
-from .errors import StartupError
+from .errors import OrreryError
 from .health import Health, OpsServer, url_of
 from .listener import listen
 from .membership import LeaseLoss, Membership
@@ -362,7 +362,7 @@ def run(service: str, body: Callable[[Process], Awaitable[None]], *, settings: S
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_main(service, body, settings or Settings.load()))
-    except StartupError as error:
+    except OrreryError as error:
         sys.stderr.write(f"orrery {service}: {redaction.redact_text(str(error))}\n")
         return 1
     except KeyboardInterrupt:
@@ -375,4 +375,10 @@ async def _main(service: str, body: Callable[[Process], Awaitable[None]], settin
             await body(process)
     except Ended as ended:
         return ended.exit_code
+    except OrreryError:
+        raise
+    except Exception:  # noqa: BLE001 (the last frame of the service)
+        # Through the log, so that the traceback passes the redaction like everything else.
+        structlog.get_logger("orrery.process").exception("process_failed", service=service)
+        return 1
     return process.exit_code
