@@ -371,6 +371,35 @@ def test_joserfc_agrees(key: SigningKey) -> None:
     assert Verifier(lambda: state).verify(theirs, NOW)
 
 
+IDS = st.sampled_from(["a", "b", "c"])
+KEYS = [SigningKey.generate(kid) for kid in ("a", "b", "c")]
+EVENTS = st.one_of(
+    st.builds(UserCreated, user_id=IDS, name=IDS, admin=st.booleans()),
+    st.builds(UserUpdated, user_id=IDS, name=IDS, admin=st.booleans()),
+    st.builds(UserDeleted, user_id=IDS, name=IDS),
+    st.builds(KeyAnnounced, kid=IDS, public_key=st.sampled_from([k.public_key for k in KEYS]), not_before=st.just(0.0)),
+    st.builds(KeyRetired, kid=IDS),
+    st.builds(SessionRevoked, session_id=IDS, user_id=IDS, issued_at=st.just(0.0), expires_at=st.just(NOW)),
+    st.builds(TokenRevoked, token_id=IDS, user_id=IDS, issued_at=st.just(0.0)),
+)
+
+
+@pytest.mark.invariant(3)
+@given(st.lists(EVENTS, max_size=30))
+def test_a_restart_from_the_compacted_log_comes_to_the_same_state(events: list[Event]) -> None:
+    """Names are unique among living users in the log (one stream per name), which is all that is assumed here."""
+    log = Log()
+    for event in events:
+        if isinstance(event, UserCreated | UserUpdated):
+            holder = log.state.user_by_name(event.name)
+            if holder is not None and holder.user_id != event.user_id:
+                continue
+        log.add(event)
+    again = log.compacted()
+    assert again.digest() == log.state.digest()
+    assert again.user_ids == log.state.user_ids
+
+
 def test_a_signing_key_does_not_print_itself(key: SigningKey) -> None:
     assert b64url(key.private_bytes()) not in repr(key)
     assert SigningKey("k1", key.private_bytes()).public_key == key.public_key
