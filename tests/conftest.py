@@ -23,8 +23,11 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A Postgres to be killed: `await .kill()`, `await .restart()`, `await .create_database(migrated=True)`."""
-    server = PostgresServer()
+    """A Postgres to be killed: `await .kill()`, `await .restart()`, `await .create_database(migrated=True)`.
+
+    What it acknowledged survives the kill, unlike in the worker's quick one.
+    """
+    server = PostgresServer(settings={"synchronous_commit": "on"})
     try:
         server.launch()
         blocking(server.ready())
