@@ -45,6 +45,7 @@ def test_a_line_says_who_when_and_what(lines: Any) -> None:
     assert line["instance"] == "i-1"
     assert line["level"] == "info"
     assert line["event"] == "server_ready"
+    assert line["logger"] == "x"
     assert line["server_id"] == "s1"
     assert line["duration_s"] == 1.5
     assert line["timestamp"].endswith("+00:00")

@@ -52,7 +52,7 @@ def configure(
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=lambda *_: sink,
+        logger_factory=lambda *args: _Sink(sink.stream, name=args[0] if args else ""),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -67,8 +67,9 @@ def configure(
 class _Sink:
     """Writes whole lines. A reader that went away loses lines; it must not end the process."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, name: str = "") -> None:
         self.stream = stream
+        self.name = name
 
     def msg(self, line: str) -> None:
         try:
@@ -101,10 +102,12 @@ class _Bridge(logging.Handler):
 
 
 def _identify(service: str, instance_id: str) -> Processor:
-    def add(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    def add(logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         event["timestamp"] = datetime.fromtimestamp(time.time(), timezone.utc).isoformat(timespec="milliseconds")
         event.setdefault("service", service)
         event.setdefault("instance", instance_id)
+        if logger.name:
+            event.setdefault("logger", logger.name)
         return event
 
     return add
@@ -155,7 +158,7 @@ def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
 
 
 _COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "31;1"}
-_HIDDEN_ON_CONSOLE = ("instance", "trace_id", "span_id", "causes")
+_HIDDEN_ON_CONSOLE = ("instance", "logger", "trace_id", "span_id", "causes")
 
 
 def _render_console(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
