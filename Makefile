@@ -1,0 +1,50 @@
+# Every command a person types. `make` alone lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# The tests start whole platforms: more workers than cores only make them wait for each other.
+WORKERS ?= 2
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint format docs lock bench clean
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: ## Build .venv from the hashed locks (needs Python 3.11 and a package registry)
+	@$(PYTHON) requirements/install.py dev
+
+run: ## Run the whole platform on this machine (make run ARGS="--port 8080")
+	@$(PYTHON) requirements/install.py run
+	@exec $(BIN)/orrery up $(ARGS)
+
+test: lint ## Lint, then every test (real Postgres, NATS, JupyterLab)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore tests/tidy $(ARGS)
+
+lint: install ## Style, types, import contracts, tidiness
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy libs services tests benchmarks requirements
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/tidy
+
+format: install ## Put the code into the one form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: install ## Generate the reference pages from the code
+	$(BIN)/python -m orrery_runtime.docs --write
+
+lock: install ## Resolve the dependencies anew (make lock ARGS=--upgrade)
+	$(COMPILE) --extra embedded --extra jupyterlab pyproject.toml -o requirements/run.lock $(ARGS)
+	$(COMPILE) --all-extras --group dev -c requirements/run.lock pyproject.toml -o requirements/dev.lock $(ARGS)
+	$(COMPILE) --group build -o requirements/build.lock $(ARGS)
+	echo uv | $(COMPILE) - -o requirements/uv.lock $(ARGS)
+
+bench: install ## Measure (results go to benchmarks/results)
+	for script in benchmarks/*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+
+clean: ## Remove .venv, caches and what was built; never data
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist test-artifacts
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
