@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
-from nats.js import JetStreamContext
+from nats.aio.msg import Msg
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -93,7 +94,6 @@ class Publisher:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._js: JetStreamContext = client.jetstream(timeout=ACK_TIMEOUT_S, publish_async_max_pending=PIPELINE_MAX)
         version = client.connected_server_version
         self.atomic = (version.major, version.minor) >= (2, 12)
 
@@ -134,38 +134,55 @@ class Publisher:
             await self._pipeline(messages)
 
     async def _pipeline(self, messages: Sequence[Message]) -> None:
-        """Each with its own compare-and-set: after the first failure all later ones fail too."""
+        """Each with its own compare-and-set: after the first failure all later ones fail too.
+
+        nats-py's `publish_async` is not used: its futures have no time limit, a lost answer holds its slot for ever,
+        and an error that NATS answers never reaches the future.
+        """
         for start in range(0, len(messages), PIPELINE_MAX):
-            futures = []
-            for message in messages[start : start + PIPELINE_MAX]:
+            await self._pipe(messages[start : start + PIPELINE_MAX])
+
+    async def _pipe(self, messages: Sequence[Message]) -> None:
+        answers: dict[int, Msg] = {}
+        complete = asyncio.Event()
+
+        async def receive(answer: Msg) -> None:
+            answers[int(answer.subject.rpartition(".")[2])] = answer
+            if len(answers) == len(messages):
+                complete.set()
+
+        inbox = self._client.new_inbox()
+        subscription = await self._client.subscribe(f"{inbox}.*", cb=receive)
+        try:
+            for number, message in enumerate(messages):
                 headers = {**message.headers, EXPECTED_LAST_SEQUENCE: str(message.position - 1)}
-                futures.append(
-                    await self._js.publish_async(
-                        message.subject, message.data, headers=headers, wait_stall=ACK_TIMEOUT_S
-                    )
-                )
-            # nats-py gives these futures no time limit, and a lost answer would hold its slot for ever: cancelling
-            # the rest frees them.
-            _, late = await asyncio.wait(futures, timeout=ACK_TIMEOUT_S)
-            for future in late:
-                future.cancel()
-            errors = [e for f in futures if not f.cancelled() and (e := f.exception()) is not None]
-            if errors:
-                raise errors[0]
-            if late:
+                await self._client.publish(message.subject, message.data, reply=f"{inbox}.{number}", headers=headers)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(complete.wait(), ACK_TIMEOUT_S)
+        finally:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await subscription.unsubscribe()
+        for number, message in enumerate(messages):
+            if number not in answers:
                 raise nats.errors.TimeoutError
+            _check_answer(answers[number], message)
 
     async def _request(self, message: Message, headers: dict[str, str]) -> None:
-        try:
-            answer = await self._client.request(message.subject, message.data, timeout=ACK_TIMEOUT_S, headers=headers)
-        except nats.errors.NoRespondersError:
-            raise nats.js.errors.NoStreamResponseError from None
-        body = json.loads(answer.data)
-        if "error" in body:
-            raise nats.js.errors.APIError.from_error(body["error"])
-        if body.get("seq") != message.position:
-            # The stream is not the one we think it is, or it takes no notice of the expected sequence.
-            raise WrongLastSequence(f"stored at {body.get('seq')} instead of {message.position}")
+        answer = await self._client.request(message.subject, message.data, timeout=ACK_TIMEOUT_S, headers=headers)
+        _check_answer(answer, message)
+
+
+def _check_answer(answer: Msg, message: Message) -> None:
+    """Raises unless the message was stored at exactly its position."""
+    if not answer.data:
+        # A status without a body: nobody takes messages for this subject.
+        raise nats.js.errors.NoStreamResponseError
+    body = json.loads(answer.data)
+    if "error" in body:
+        raise nats.js.errors.APIError.from_error(body["error"])
+    if body.get("seq") != message.position:
+        # The stream is not the one we think it is, or it takes no notice of the expected sequence.
+        raise WrongLastSequence(f"stored at {body.get('seq')} instead of {message.position}")
 
 
 def _translate(error: nats.js.errors.APIError) -> Exception:

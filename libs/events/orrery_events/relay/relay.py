@@ -86,6 +86,7 @@ class Relay:
         """Set while the stream is known to be right, which is when heartbeats are sent."""
         self._news = asyncio.Event()
         self._complained = ""
+        self._last_id = ""
 
     async def run(self) -> None:
         """Waits to lead, leads, and waits again when the lock is lost."""
@@ -170,12 +171,13 @@ class Relay:
         self._settled, self._complained = settled, ""
         loop = asyncio.get_running_loop()
         look_at = loop.time() + LOOK_S
+        self._last_id = ""
         while self._bus.client is client and self._settled is settled:
             self._news.clear()
-            rows = await self._events.read_all(after_position=self.last_seq, limit=BATCH_MAX)
+            rows = await self._rows_after(settled.owner.epoch)
+            if rows is None:
+                return
             if rows:
-                if rows[0].epoch != settled.owner.epoch:
-                    return
                 if rows[0].position != self.last_seq + 1:
                     reason = f"the log goes on at {rows[0].position}, not at {self.last_seq + 1}"
                     await self._settler.recreate(js, rows[0].position, reason)
@@ -193,6 +195,22 @@ class Relay:
             if len(rows) < BATCH_MAX:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), POLL_S)
+
+    async def _rows_after(self, epoch: int) -> list[Recorded] | None:
+        """What follows the last published row. None: this is not the Postgres that it was.
+
+        The row that was published last is read again: should it have become another (a failover behind our back), what
+        follows must not be put on top of what preceded.
+        """
+        rows = await self._events.read_all(after_position=max(0, self.last_seq - 1), limit=BATCH_MAX + 1)
+        if rows and rows[0].epoch != epoch:
+            return None
+        last = rows.pop(0) if rows and rows[0].position == self.last_seq else None
+        if self._last_id and (last is None or last.event_id != self._last_id):
+            return None
+        newest = rows[-1] if rows else last
+        self._last_id = newest.event_id if newest else ""
+        return rows
 
     async def _on_nudge(self, message: Msg) -> None:
         with contextlib.suppress(ValueError):
