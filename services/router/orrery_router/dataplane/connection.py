@@ -145,9 +145,10 @@ class Client(asyncio.Protocol):
             self._receiving.request_body(data)
 
     def on_message_complete(self) -> None:
-        exchange, self._receiving = self._receiving, None
-        self._head_bytes = 0
+        exchange = self._receiving
+        self._head_bytes, self._head_since = 0, 0.0
         if exchange is not None and not exchange.head.upgrade:
+            self._receiving = None
             exchange.request_end()
             if exchange.finished and exchange is self._current:
                 self._advance()
