@@ -92,17 +92,20 @@ def install_with_uv(tier: str) -> bool:
     """False when uv cannot be had or fails, whatever the reason: pip is slower and always there."""
     uv = VENV / "bin" / "uv"
     if not uv.exists():
-        command = [PYTHON, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--require-hashes"]
-        done = subprocess.run([*command, "-r", UV_LOCK], capture_output=True, check=False)
+        command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--require-hashes"]
+        done = subprocess.run([*command, "-r", str(UV_LOCK)], capture_output=True, check=False)
         if done.returncode != 0 or not uv.exists():
             return False
-    command = [uv, "pip", "install", "--python", PYTHON, "--require-hashes", "-r", LOCKS[tier]]
+    command = [str(uv), "pip", "install", "--python", str(PYTHON), "--require-hashes", "-r", str(LOCKS[tier])]
     done = subprocess.run(command, env={**pip_settings_for_uv(), **os.environ}, capture_output=True, check=False)
     return done.returncode == 0
 
 
 def pip_settings_for_uv() -> dict[str, str]:
-    """uv does not read pip's configuration; where packages come from is the same for both."""
+    """uv does not read pip's configuration; where packages come from is the same for both.
+
+    Like pip, it then looks at all places for each package: the hashes in the locks say which file is the right one.
+    """
     done = subprocess.run(
         [PYTHON, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -112,7 +115,7 @@ def pip_settings_for_uv() -> dict[str, str]:
         "find-links": "UV_FIND_LINKS",
         "cert": "SSL_CERT_FILE",
     }
-    found = {}
+    found = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
     for line in done.stdout.splitlines():
         key, _, value = line.partition("=")
         name = names.get(key.rpartition(".")[2])
