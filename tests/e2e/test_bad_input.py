@@ -10,9 +10,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.support.wait import eventually
+import pytest_asyncio
 
 from tests.support.platform import Person, Platform
+from tests.support.wait import eventually
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,7 +23,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def platform() -> AsyncIterator[Platform]:
     platform = Platform()
     try:
@@ -32,7 +33,7 @@ async def platform() -> AsyncIterator[Platform]:
         await asyncio.to_thread(platform.stop)
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ada(platform: Platform) -> AsyncIterator[Person]:
     async with platform.sign_in() as ada:
         yield ada

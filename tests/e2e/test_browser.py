@@ -41,7 +41,6 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 async def picture(page: Page, name: str) -> None:
-    ARTIFACTS.mkdir(exist_ok=True)
     await page.screenshot(path=ARTIFACTS / f"{name}.png")
 
 

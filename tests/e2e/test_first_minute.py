@@ -10,9 +10,9 @@ from contextlib import suppress
 
 import aiohttp
 import pytest
-from tests.support.wait import eventually
 
 from tests.support.platform import Kernel, Platform
+from tests.support.wait import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -75,7 +75,7 @@ async def test_running_notebooks_survive_ctrl_c_and_are_adopted(platform: Platfo
         assert await kernel.run("kept = 41; kept") == "41"
         before = platform.server_pids()
         said = await platform.interrupt()
-        assert "keep running" in said, said
+        assert "1 running server left running" in said, said
         assert platform.server_pids() == before, "Ctrl-C must leave notebooks alone"
 
         await platform.start()

@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from tests.support.wait import eventually
 
 from tests.support.platform import Platform
+from tests.support.wait import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

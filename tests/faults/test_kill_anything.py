@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator
 import aiohttp
 import psutil
 import pytest
-from tests.support.wait import eventually
+import pytest_asyncio
 
 from tests.support.platform import Kernel, Person, Platform
+from tests.support.wait import eventually
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,7 +34,7 @@ QUICK = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def platform() -> AsyncIterator[Platform]:
     platform = Platform()
     try:
@@ -43,7 +44,7 @@ async def platform() -> AsyncIterator[Platform]:
         await asyncio.to_thread(platform.stop)
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ada(platform: Platform) -> AsyncIterator[Person]:
     async with platform.sign_in() as ada:
         status, answer = await ada.api("PUT", "/profiles/quick", QUICK)
@@ -51,7 +52,7 @@ async def ada(platform: Platform) -> AsyncIterator[Person]:
         yield ada
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def kernel(ada: Person) -> Kernel:
     await ada.start_server()
     return await Kernel.start(ada, "/user/ada/")
