@@ -13,7 +13,7 @@ from typing import Literal
 ControlService = Literal["auth", "api"]
 
 _AUTH = re.compile(
-    r"/hub/login|/hub/logout"
+    r"/hub/login|/hub/logout|/hub/password(?:/[^/]*)?"
     r"|/(?:hub/)?setup(?:/.*)?"
     r"|/hub/api/users/[^/]+/tokens(?:/[^/]*)?|/hub/api/users/[^/]+/password"
     r"|/hub/api/(?:authorizations|oauth2)(?:/.*)?",

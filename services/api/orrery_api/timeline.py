@@ -34,7 +34,7 @@ def entry_of(recorded: Recorded, event: Event, base_url: str) -> dict[str, Any] 
     return {**step, "time": iso(recorded.recorded_at), "position": recorded.position}
 
 
-def _step(event: Event, base_url: str) -> dict[str, Any] | None:
+def _step(event: Event, base_url: str) -> dict[str, Any] | None:  # noqa: PLR0911 (one answer per event)
     match event:
         case StartRequested():
             return {"progress": 0, "message": "Server requested", "step": "requested"}

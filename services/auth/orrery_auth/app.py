@@ -23,8 +23,8 @@ async def body(process: Process) -> None:
     auth_key = process.settings.auth_key.get_secret_value()
     if len(auth_key) < AUTH_KEY_LENGTH_MIN:
         raise StartupError(
-            f"auth_key is {'missing' if not auth_key else 'too short'}: set ORRERY_AUTH_KEY_FILE to a file that holds at "
-            f"least {AUTH_KEY_LENGTH_MIN} characters (`openssl rand -hex 32`), the same for every auth process"
+            f"auth_key is {'missing' if not auth_key else 'too short'}: set ORRERY_AUTH_KEY_FILE to a file that "
+            f"holds at least {AUTH_KEY_LENGTH_MIN} characters (`openssl rand -hex 32`), the same for every auth process"
         )
     hasher = Hasher()
     tail = Tail(process.events, process.bus, AuthState, categories=CATEGORIES, name="auth")

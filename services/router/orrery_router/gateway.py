@@ -133,7 +133,7 @@ class Gateway:
 
     # User servers
 
-    def _server(
+    def _server(  # noqa: PLR0911 (one answer per reason)
         self, head: Head, path: Path, peer: str, request_id: str, *, last_look: bool, proven: bool
     ) -> Plan | Reply | Miss:
         state = self._state()
@@ -187,7 +187,7 @@ class Gateway:
             name=path.text,
         )
 
-    def _no_route(self, head: Head, path: Path, request_id: str, *, proven: bool) -> Reply:
+    def _no_route(self, head: Head, path: Path, request_id: str, *, proven: bool) -> Reply:  # noqa: PLR0911
         """A server that does not run, or nothing at all."""
         principal = self._principal(head)
         if not isinstance(principal, Principal):

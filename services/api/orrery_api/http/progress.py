@@ -1,7 +1,7 @@
 """`…/progress`: a start's timeline as server-sent events.
 
-The story is read from the log, so that a reload, or another replica, tells all of it again; what happens from then on is
-added live. `id:` is the position in the log, and `Last-Event-ID` continues behind it.
+The story is read from the log, so that a reload, or another replica, tells all of it again; what happens from then on
+is added live. `id:` is the position in the log, and `Last-Event-ID` continues behind it.
 """
 
 from __future__ import annotations

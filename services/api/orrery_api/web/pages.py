@@ -165,7 +165,7 @@ async def pending(request: web.Request) -> web.Response:
         request,
         "pending.html",
         title=name or "Your server",
-        steps=steps,
+        steps=[{**step, "look": _look(step)} for step in steps],
         progress=max((step["progress"] for step in steps if not step.get("failed")), default=0),
         phase=server.phase.value,
         words=WORDS[server.phase][0],
@@ -192,7 +192,8 @@ async def create_user(request: web.Request) -> web.Response:
         )
     except (InvalidName, Exists) as error:
         raise _back_home(request, f"{error}.") from None
-    return _moved(url_path(request, "/hub/home"), position)
+    # Without a password they could not sign in; auth has the page for that.
+    return _moved(url_path(request, f"/hub/password/{quote(name)}"), position)
 
 
 async def user_redirect(request: web.Request) -> web.Response:
@@ -314,6 +315,13 @@ def _users(request: web.Request, state: ApiState) -> list[dict[str, Any]]:
         }
         for user in people
     ]
+
+
+def _look(step: dict[str, Any]) -> str:
+    """The style of one line of the timeline."""
+    if step.get("failed"):
+        return "failed"
+    return "ready" if step.get("ready") else ""
 
 
 def ago(at: float | None) -> str:

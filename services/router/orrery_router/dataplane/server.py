@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import time
@@ -50,6 +51,7 @@ class DataPlane:
         self.draining = False
         self._clients: set[Client] = set()
         self._server: asyncio.Server | None = None
+        self._empty = asyncio.Event()
 
     async def listen(self, host: str, port: int) -> int:
         """Shares the port with other routers (SO_REUSEPORT); returns it. Raises OSError."""
@@ -85,6 +87,8 @@ class DataPlane:
         if self._server is not None:
             self._server.close()
         deadline = time.monotonic() + timeout_s
+        if not self._clients:
+            self._empty.set()
         for client in list(self._clients):
             if client.idle:
                 client.close()
@@ -94,8 +98,8 @@ class DataPlane:
         for client in sockets:
             client.close()
             await asyncio.sleep(pause_s)
-        while self._clients and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), max(0.0, deadline - time.monotonic()))
         for client in list(self._clients):
             client.abort()
         self.pool.close()
@@ -110,6 +114,8 @@ class DataPlane:
 
     def disconnected(self, client: Client) -> None:
         self._clients.discard(client)
+        if self.draining and not self._clients:
+            self._empty.set()
 
     def refused(self, status: int) -> None:
         REFUSED.labels(str(status)).inc()
