@@ -25,6 +25,7 @@ from orrery_api.schema import MIGRATIONS as API
 from orrery_auth.schema import MIGRATIONS as AUTH
 from orrery_cli.embedded.nats import Nats
 from orrery_cli.embedded.postgres import OWNER, Postgres
+from orrery_cli.embedded.roles import provision
 from orrery_runtime.migrate import ES, upgrade
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ class PostgresServer:
     async def ready(self) -> None:
         assert self._process is not None, "launch it first"
         await self.postgres.wait_ready(self._process)
-        await self.postgres.provision()
+        await provision(self.postgres.roles())
 
     async def kill(self) -> None:
         """SIGKILL, as the out-of-memory killer does it; returns when it is gone."""

@@ -19,7 +19,7 @@ def migrate(
     """Brings your own database's tables up to date. Safe to run again, and from several machines at once."""
     import asyncio
 
-    from orrery_cli.supervisor.work import LOCATIONS
+    from orrery_cli.schemas import LOCATIONS
     from orrery_runtime.migrate import upgrade
 
     found = given("database_url")

@@ -8,20 +8,17 @@ from pathlib import Path
 
 import msgspec
 
-from orrery_api.schema import MIGRATIONS as API
-from orrery_auth.schema import MIGRATIONS as AUTH
 from orrery_auth.setup import bootstrap_admin, issue_setup_link
 from orrery_cli import servers
 from orrery_cli.datadir import write_private
 from orrery_cli.embedded.roles import provision
 from orrery_cli.errors import CliError
+from orrery_cli.schemas import LOCATIONS
 from orrery_events import bus
 from orrery_events.errors import OrreryError
-from orrery_runtime.migrate import ES, upgrade
+from orrery_runtime.migrate import upgrade
 
 from .jobs import FILE_ENV, Job, Outcome
-
-LOCATIONS = (ES, AUTH, API)
 
 
 async def prepare(job: Job) -> Outcome:
