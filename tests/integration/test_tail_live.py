@@ -13,6 +13,7 @@ from orrery_events.catalog.route import RouteRemoved, RouteSet, route_id_of
 from orrery_events.recorded import Recorded
 from orrery_events.registry import Event
 from orrery_events.tail import Tail
+from orrery_events.tail.consumer import PushConsumer
 from tests.support.backbone import NatsServer
 from tests.support.bus import Applied, Backbone, backbone
 from tests.support.wait import eventually
@@ -225,3 +226,16 @@ async def test_stopping_ends_everything_and_keeps_the_state(bb: Backbone) -> Non
         await waiting
     assert len(tail.state.routes) == 1
     assert not await tail.catch_up(0.1)
+
+
+async def test_the_consumer_alone_delivers_a_long_backlog(bb: Backbone) -> None:
+    """Flow control is answered: otherwise NATS would stop after the first few messages."""
+    await bb.relay()
+    await asyncio.gather(*(bb.set_route("x" * 50_000) for _ in range(300)))
+    await bb.relayed(300)
+    assert bb.bus.client is not None
+    subjects: list[str] = []
+    consumer = PushConsumer(bb.bus.client, "alone", lambda m: subjects.append(m.subject), lambda: None)
+    await consumer.start(("route",), 1)
+    await eventually(lambda: len(subjects) == 300)
+    await consumer.stop()
