@@ -48,6 +48,7 @@ class Platform:
         self.env = env or {}
         self.process: subprocess.Popen[bytes] | None = None
         self.output = self.root / "up.log"
+        self.orrery = ORRERY
 
     @property
     def url(self) -> str:

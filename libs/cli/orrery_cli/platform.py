@@ -13,6 +13,8 @@ from .errors import NotRunning
 from .supervisor.children import Identity
 
 BACKBONE = ("postgres", "nats")
+STATUS_TIMEOUT_S = 5.0
+"""A process that says nothing within this time is `silent`."""
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -100,7 +102,7 @@ async def _ask_postgres(url: str, found: Backbone) -> None:
     import asyncpg
 
     try:
-        connection = await asyncpg.connect(url, timeout=3, command_timeout=3)
+        connection = await asyncpg.connect(url, timeout=STATUS_TIMEOUT_S, command_timeout=STATUS_TIMEOUT_S)
         try:
             found.position = await connection.fetchval("SELECT position FROM es.log_head")
         finally:
@@ -113,7 +115,7 @@ async def _ask_nats(url: str, found: Backbone) -> None:
     from .natsinfo import stream_last_sequence
 
     try:
-        found.stream_position = await stream_last_sequence(url, timeout_s=3)
+        found.stream_position = await stream_last_sequence(url, timeout_s=STATUS_TIMEOUT_S)
     except (OSError, TimeoutError, ValueError) as error:
         found.nats_error = str(error) or type(error).__name__
 
@@ -135,7 +137,7 @@ async def _row(slot: str, file: dict[str, Any], ours: dict[str, Any]) -> Row:
     row.pid = pid
     row.state = "starting" if not row.ops_url and slot not in BACKBONE else "silent"
     if row.ops_url and file.get("pid") == pid:
-        said = (await web.get(f"{row.ops_url}/status")).json()
+        said = (await web.get(f"{row.ops_url}/status", timeout_s=STATUS_TIMEOUT_S)).json()
         if said:
             row.state, row.ready = str(said.get("state", "")), bool(said.get("ready"))
             row.position, row.lag = said.get("position"), said.get("lag")
