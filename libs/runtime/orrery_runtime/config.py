@@ -111,6 +111,34 @@ class Settings(BaseSettings):
     )
     activity_interval_s: PositiveSeconds = Field(30.0, description="How often routers report which servers were used.")
 
+    trusted_proxies: str = Field(
+        "",
+        description="Networks, separated by commas, of proxies in front of the routers whose X-Forwarded-* headers are "
+        "believed, e.g. `10.0.0.0/8`; nobody's when empty.",
+    )
+    head_bytes_max: int = Field(
+        32 * 1024, ge=1024, le=1 << 20, description="Largest head of a request that a router takes; more is a 431."
+    )
+    max_body_bytes: int = Field(
+        0, ge=0, description="Largest body of a request to a user's server; more is a 413, 0 is without limit."
+    )
+    connections_max: int = Field(
+        20_000, ge=1, description="Connections that one router holds at the same time; more are closed at once."
+    )
+    header_timeout_s: PositiveSeconds = Field(
+        20.0, description="Longest time from the first byte of a request's head to its last."
+    )
+    idle_timeout_s: PositiveSeconds = Field(
+        75.0, description="How long a router keeps a connection open between two requests."
+    )
+    body_timeout_s: PositiveSeconds = Field(60.0, description="Longest pause between two pieces of a request's body.")
+    upstream_connect_timeout_s: PositiveSeconds = Field(
+        5.0, description="How long a router waits for a server to take a connection."
+    )
+    upstream_response_timeout_s: PositiveSeconds = Field(
+        3600.0, description="How long a router waits for the first byte of a server's answer; long polls take theirs."
+    )
+
     spawn_slots: int = Field(
         8, ge=1, le=1000, description="Servers that one spawner starts at the same time; more wait their turn."
     )

@@ -63,6 +63,7 @@ TASK_HEALTHY_S: Final = 60.0
 LOOP_LAG_INTERVAL_S: Final = 0.5
 
 Step = Callable[[], Awaitable[object]]
+Body = Callable[["Process"], Awaitable[None]]
 
 
 class Ended(Exception):
@@ -97,6 +98,8 @@ class Process:
         self.health = Health(service)
         self.membership: Membership | None = None
         self.tails: list[Follower] = []
+        self.details: Callable[[], dict[str, Any]] = dict  # What the service adds to /status.
+        self.started_alone = False  # Postgres was away.
         self._ops = OpsServer(self.health, self.status, self.digests)
         self._run_file: RunFile | None = None
         self._stop = asyncio.Event()
@@ -107,16 +110,18 @@ class Process:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, service: str, settings: Settings, *, pool_size: int = 5) -> AsyncIterator[Process]:
-        """Starts what every process needs and stops it at the end. Raises StartupError, and Ended when the process
-        was told to stop before the body reached `run_until_stopped`."""
+    async def open(
+        cls, service: str, settings: Settings, *, pool_size: int = 5, may_start_alone: bool = False
+    ) -> AsyncIterator[Process]:
+        """Starts what every process needs and stops it at the end. `may_start_alone`: without Postgres, if need be.
+        Raises StartupError, and Ended when the process was told to stop before the body reached `run_until_stopped`."""
         redaction.add_own_secrets(*startup.own_secrets(settings))
         self = cls(service, settings)
         telemetry.configure(service, self.instance_id, otlp_endpoint=settings.otlp_endpoint)
         metrics.BUILD_INFO.labels(self.version, service).set(1)
         try:
             async with AsyncExitStack() as base:
-                await self._start(base, pool_size)
+                await self._start(base, pool_size, may_start_alone=may_start_alone)
                 try:
                     yield self
                 finally:
@@ -182,7 +187,11 @@ class Process:
         """
         self.url = self.settings.advertise_url or url or self.url
         self.membership = Membership(self, on_loss=lease_loss, stop=self.request_stop)
-        await self.membership.join()
+        try:
+            await self.membership.join()
+        except OrreryError:
+            if not self.started_alone:
+                raise  # Otherwise `hold` joins as soon as that is possible.
         # Held until requests under way are finished: to the others this process is alive as long as it works.
         self._at_exit(self._membership_end, "lease", self.membership.leave)
         self._begin(self._membership_end, "lease", self.membership.hold)
@@ -238,6 +247,7 @@ class Process:
             "tails": tails,
             "bus": {"connected": self.bus_connected, "last_error": self.bus.last_error if self._has_bus else ""},
             "lease_fresh": self.membership is not None and self.membership.fresh(),
+            **self.details(),
         }
 
     def digests(self) -> list[dict[str, Any]]:
@@ -277,13 +287,15 @@ class Process:
         self.logger.warning("supervisor_gone")
         self.request_stop()
 
-    async def _start(self, base: AsyncExitStack, pool_size: int) -> None:
+    async def _start(self, base: AsyncExitStack, pool_size: int, *, may_start_alone: bool) -> None:
         """Brings up what every process has; `base` takes it down again, in reverse order."""
         settings = self.settings
         self._watch_for_the_end(base)
         await self._start_ops()
         self._at_exit(base, "ops", self._ops.stop)
-        self.pool = await startup.connect(settings, application_name=f"orrery-{self.slot}", pool_size=pool_size)
+        self.pool, self.started_alone = await startup.connect(
+            settings, f"orrery-{self.slot}", pool_size=pool_size, may_start_alone=may_start_alone
+        )
         self._at_exit(base, "postgres", lambda: startup.close_pool(self.pool))
         self.bus = Bus(settings.nats_url, name=f"orrery-{self.slot}")
         self._at_exit(base, "bus", self.bus.stop)
@@ -357,11 +369,15 @@ async def _awaited(stop: Step) -> None:
     await stop()
 
 
-def run(service: str, body: Callable[[Process], Awaitable[None]], *, settings: Settings | None = None) -> int:
+def run(
+    service: str, body: Body, *, settings: Settings | None = None,
+    may_start_alone: Callable[[Settings], bool] = lambda _settings: False,
+) -> int:  # fmt: skip
     """Runs a service to its end and returns the exit code. A process that cannot start says why in one sentence."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_main(service, body, settings or Settings.load()))
+            settings = settings or Settings.load()
+            return runner.run(_main(service, body, settings, alone=may_start_alone(settings)))
     except OrreryError as error:
         sys.stderr.write(f"orrery {service}: {redaction.redact_text(str(error))}\n")
         return 1
@@ -369,9 +385,9 @@ def run(service: str, body: Callable[[Process], Awaitable[None]], *, settings: S
         return 130
 
 
-async def _main(service: str, body: Callable[[Process], Awaitable[None]], settings: Settings) -> int:
+async def _main(service: str, body: Body, settings: Settings, *, alone: bool) -> int:
     try:
-        async with Process.open(service, settings) as process:
+        async with Process.open(service, settings, may_start_alone=alone) as process:
             await body(process)
     except Ended as ended:
         return ended.exit_code

@@ -20,6 +20,8 @@ from .config import Settings
 from .errors import ConfigError, StartupError
 
 RETRY_S: Final = 0.25
+PATIENCE_S: Final = 1.0
+"""How long Postgres is waited for by a process that can begin without it."""
 NATS_VERDICT_TIMEOUT_S: Final = 2.0
 NATS_VERDICT_INTERVAL_S: Final = 0.02
 NATS_REFUSED: Final = "NATS refused"
@@ -49,12 +51,34 @@ def cannot_listen(error: OSError, setting: str, port: int) -> StartupError:
     return StartupError(f"port {port} {reason}: stop the other one or choose another {setting}")
 
 
-async def connect(settings: Settings, *, application_name: str, pool_size: int) -> asyncpg.Pool:
-    """A pool on a database that has Orrery's tables. Waits up to `startup_timeout_s`. Raises StartupError."""
+class Unreachable(StartupError):
+    """Postgres cannot be reached. Start it."""
+
+
+async def connect(
+    settings: Settings, application_name: str, *, pool_size: int, may_start_alone: bool = False
+) -> tuple[asyncpg.Pool, bool]:
+    """A pool on a database that has Orrery's tables, and False. Raises StartupError.
+
+    Waits up to `startup_timeout_s`. Who `may_start_alone` waits for a moment only, and then has a pool that connects
+    when it is needed and can, and True.
+    """
+    wait_s = PATIENCE_S if may_start_alone else settings.startup_timeout_s
+    try:
+        return await _connect(settings, application_name, pool_size=pool_size, wait_s=wait_s), False
+    except Unreachable as error:
+        if not may_start_alone:
+            raise
+        _log.warning("started_without_postgres", reason=str(error))
+    url = settings.database_url
+    return await create_pool(url, application_name=application_name, min_size=0, max_size=pool_size), True
+
+
+async def _connect(settings: Settings, application_name: str, *, pool_size: int, wait_s: float) -> asyncpg.Pool:
     if not settings.database_url:
         raise ConfigError("database_url is missing: set ORRERY_DATABASE_URL or run `orrery up`, which brings its own")
     place = database_place(settings.database_url)
-    deadline = time.monotonic() + settings.startup_timeout_s
+    deadline = time.monotonic() + wait_s
     reason = ""
     while (left_s := deadline - time.monotonic()) > 0:
         try:
@@ -80,7 +104,7 @@ async def connect(settings: Settings, *, application_name: str, pool_size: int) 
         raise StartupError(
             f"the database at {place} has no Orrery tables: apply the migrations first (`orrery migrate`)"
         )
-    raise StartupError(f"Postgres at {place} cannot be reached ({reason}): start it or correct ORRERY_DATABASE_URL")
+    raise Unreachable(f"Postgres at {place} cannot be reached ({reason}): start it or correct ORRERY_DATABASE_URL")
 
 
 async def close_pool(pool: asyncpg.Pool) -> None:

@@ -248,7 +248,7 @@ class Tail(Generic[P]):
     # Postgres
 
     async def _forever(self, run: Callable[[], Awaitable[None]]) -> None:
-        while True:
+        while self._tasks:  # A request to NATS may swallow the cancellation.
             try:
                 await run()
             except Exception:  # noqa: BLE001 (whatever it was, the tail must go on)
