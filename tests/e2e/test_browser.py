@@ -73,8 +73,11 @@ async def test_from_the_set_up_link_to_a_cell(browser: Browser) -> None:
         await page.locator(".jp-LauncherCard[title*='Python 3']").first.click()
         cell = page.locator(".jp-Notebook .jp-Cell .cm-content").first
         await expect(cell).to_be_visible(timeout=30_000)
+        # The kernel says that it is idle once the notebook is connected to it; what is typed before may be lost.
+        await expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")).to_be_visible(timeout=60_000)
         await cell.click()
         await page.keyboard.type("6 * 7")
+        await expect(cell).to_contain_text("6 * 7")
         await page.keyboard.press("Shift+Enter")
         await expect(page.locator(".jp-OutputArea-output").first).to_contain_text("42", timeout=60_000)
         await picture(page, "4-cell")

@@ -84,11 +84,11 @@ class _PatientJetStream(JetStreamContext):
 
     async def pull_subscribe(  # type: ignore[override]
         self,
-        subject: str,
+        subject: str,  # noqa: ARG002 (the signature is nats-py's)
         *,
         durable: str,
         stream: str,
-        **_options: Any,  # noqa: ARG002
+        **_options: Any,
     ) -> PatientPull:
         """Binds to the durable consumer as it is; making it is `ensure_consumer`'s business."""
         inbox = self._client.new_inbox()
@@ -111,9 +111,20 @@ class PatientPull:
     async def fetch(self, batch: int = 1, timeout: float | None = 5.0) -> list[Msg]:
         """Waits for one message, then takes what else is there at once. Raises nats.errors.TimeoutError for none.
 
-        (Asking for several at once would make the first wait for the others.)
+        (Asking for several at once would make the first wait for the others.) FastStream calls this again at once,
+        whatever it raises, so a connection that is gone must cost time here: without the pause its loop would never
+        let anything else run.
         """
-        wait_s = timeout or 5.0
+        try:
+            return await self._fetch(batch, timeout or 5.0)
+        except nats.errors.TimeoutError:
+            raise
+        except (nats.errors.Error, OSError) as error:
+            self._on_trouble()
+            await asyncio.sleep(TROUBLE_PAUSE_S)
+            raise nats.errors.TimeoutError from error
+
+    async def _fetch(self, batch: int, wait_s: float) -> list[Msg]:
         if self._subscription.pending_msgs == 0:
             await self._ask(batch=1, expires_s=max(EXPIRY_MARGIN_S, wait_s - EXPIRY_MARGIN_S))
         first = await self._subscription.next_msg(timeout=wait_s)
