@@ -74,7 +74,7 @@ async def test_from_the_set_up_link_to_a_cell(browser: Browser) -> None:
         cell = page.locator(".jp-Notebook .jp-Cell .cm-content").first
         await expect(cell).to_be_visible(timeout=30_000)
         # The kernel says that it is idle once the notebook is connected to it; what is typed before may be lost.
-        await expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")).to_be_visible(timeout=60_000)
+        await expect(page.get_by_text("| Idle")).to_be_visible(timeout=60_000)
         await cell.click()
         await page.keyboard.type("6 * 7")
         await expect(cell).to_contain_text("6 * 7")

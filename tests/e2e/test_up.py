@@ -271,9 +271,31 @@ async def test_an_interrupted_start_leaves_nothing() -> None:
 
 
 async def test_each_service_as_a_program_of_its_own_with_logs_shown() -> None:
-    with fresh(env={"ORRERY_UP_PRELOAD": "0", "ORRERY_LOGS": "1"}, routers=1) as platform:
+    with fresh(env={"ORRERY_PRELOAD": "0", "ORRERY_LOGS": "1"}, routers=1) as platform:
         await platform.start()
         commands = [psutil.Process(row["pid"]).cmdline() for row in await platform.status() if row["service"] == "api"]
         assert commands[0][1:3] == ["-m", "orrery_cli.supervisor.target"]
         await eventually(lambda: re.search(r"^api +\| .*process_ready", platform.output.read_text(), re.MULTILINE))
         await platform.interrupt()
+
+
+async def test_everything_below_a_path_and_a_terminal_that_is_closed() -> None:
+    with fresh(env={"ORRERY_BASE_URL": "/hub-a/"}, routers=1) as platform:
+        args = ["up", "--data-dir", str(platform.data_dir), "--port", str(platform.port), "--routers", "1"]
+        process = subprocess.Popen(
+            [*platform.orrery, *args],
+            stdout=subprocess.PIPE,
+            env={**os.environ, **platform.env},
+            start_new_session=True,
+        )
+        assert process.stdout
+        said = b""
+        while b"Ctrl-C" not in said:
+            said += await asyncio.to_thread(process.stdout.readline)
+        link = re.search(rf"{platform.url}/hub-a/hub/setup/\S+", said.decode())
+        assert link
+        assert (await web.get(link.group())).status == 200
+        process.stdout.close()
+        process.send_signal(signal.SIGHUP)
+        assert await asyncio.to_thread(process.wait, 30) == 0
+        assert not named_after(platform)

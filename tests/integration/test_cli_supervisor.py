@@ -19,7 +19,7 @@ from orrery_cli.supervisor import logs as log_files
 from orrery_cli.supervisor import slot as slots
 from orrery_cli.supervisor.children import Child, Spec
 from orrery_cli.supervisor.logs import Logs
-from orrery_cli.supervisor.preload import ENV, Preloader
+from orrery_cli.supervisor.preload import Preloader
 from orrery_cli.supervisor.slot import Slot
 from tests.support.wait import eventually
 
@@ -27,10 +27,10 @@ from tests.support.wait import eventually
 class Bench:
     """Starts processes of tests/support/children.py and reads what they noted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, forks: bool = True) -> None:
         self.notes_dir = folder / "notes"
         self.notes_dir.mkdir()
-        self.preloader = Preloader()
+        self.preloader = Preloader(wanted=forks)
         self.death_fd, self.held = os.pipe()
         self.output = folder / "out.log"
         self.said: list[str] = []
@@ -73,9 +73,8 @@ class Bench:
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     """Both ways of starting a process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENV, "1" if request.param == "forked" else "0")
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        bench = Bench(tmp_path)
+        bench = Bench(tmp_path, forks=request.param == "forked")
         yield bench
         bench.close()
 

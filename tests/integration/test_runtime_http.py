@@ -29,6 +29,7 @@ from orrery_events.catalog.user import UserCreated, UserDeleted, user_stream
 from orrery_events.errors import Conflict, LogUnavailable
 from orrery_events.log import EventLog
 from orrery_events.names import check_server_name
+from orrery_events.principal import SESSION_COOKIE
 from orrery_events.registry import Event
 from orrery_events.tail import Tail
 from orrery_runtime.config import Settings
@@ -46,7 +47,7 @@ from orrery_runtime.http import (
     set_position,
     xsrf_token,
 )
-from orrery_runtime.identity import CATEGORIES, SESSION_COOKIE, Claims, IdentityState, Verifier, sign
+from orrery_runtime.identity import CATEGORIES, Claims, IdentityState, Verifier, sign
 from orrery_runtime.jws import SigningKey
 from orrery_runtime.process import Process
 from orrery_runtime.request import TAIL

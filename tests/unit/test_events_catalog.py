@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,13 +25,13 @@ SAFE_ID = st.from_regex(r"[a-z2-7]{1,26}", fullmatch=True)
 
 def sample(cls: type[Event]) -> Event:
     """An event of this class with every required field filled."""
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for field in msgspec.structs.fields(cls):
         if field.name == "profile" and cls is catalog.profile.ProfileDefined:
             values["profile"] = catalog.profile.Profile(name="some-name", command=["x"])
         elif field.required:
             kind = field.type
-            values[field.name] = {str: f"some-{field.name}", int: 7, float: 1_700_000_000.25}[kind]  # type: ignore[index]
+            values[field.name] = {str: f"some-{field.name}", int: 7, float: 1_700_000_000.25}[kind]
     return cls(**values)
 
 
@@ -78,7 +79,7 @@ def test_a_type_is_registered_once_and_in_a_known_category() -> None:
         event("planet.aligned")
 
 
-def _identity() -> dict[str, object]:
+def _identity() -> dict[str, Any]:
     return {"server_id": "s", "user_id": "u", "user_name": "ada", "generation": 1}
 
 

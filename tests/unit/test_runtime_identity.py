@@ -27,9 +27,10 @@ from orrery_events.catalog.auth import (
     UserEpochBumped,
 )
 from orrery_events.catalog.user import UserCreated, UserDeleted, UserUpdated
+from orrery_events.principal import Kind, Principal
 from orrery_events.recorded import Meta, Recorded
 from orrery_events.registry import Event, encode
-from orrery_runtime.identity import Claims, IdentityState, Kind, Principal, Verifier, sign, token_in
+from orrery_runtime.identity import Claims, IdentityState, Verifier, sign, token_in
 from orrery_runtime.jws import SigningKey, b64url
 
 NOW = 1_800_000_000.0

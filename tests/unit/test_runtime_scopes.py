@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from orrery_events.principal import Kind, Principal
 from orrery_runtime.errors import HttpError
-from orrery_runtime.identity import Kind, Principal
 from orrery_runtime.scopes import (
     ADMIN_SCOPES,
     CONTAINS,

@@ -1,4 +1,4 @@
-"""The checks of `orrery doctor`. Each has a code that names its runbook, and says what to do when it fails."""
+"""The checks of `orrery doctor`. Each has a code to look for, and says what to do when it fails."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO, Final
 
 CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35"}
@@ -25,7 +26,7 @@ def paint(text: str, *styles: str, stream: IO[str] | None = None) -> str:
 
 
 def say(text: str = "") -> None:
-    """One line on stdout, at once. A reader that went away is no reason to fail."""
+    """One line on stdout, at once. Raises BrokenPipeError when its reader has gone (`| head`)."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -35,10 +36,18 @@ def say(text: str = "") -> None:
         raise
 
 
+def announce(text: str = "") -> None:
+    """One line on stdout, for whoever still reads: a closed terminal must not disturb what is being done."""
+    with suppress(OSError, ValueError):
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
 def complain(text: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """One line on stderr, for whoever still reads."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

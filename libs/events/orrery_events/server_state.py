@@ -11,7 +11,7 @@ to decide.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -30,6 +30,9 @@ from .catalog.server import (
     server_url_path,
 )
 from .registry import Event
+
+DEADLINE_DEFAULT_S: Final = 300.0
+"""For a start request that names no deadline."""
 
 
 class Phase(StrEnum):
@@ -81,6 +84,23 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def generation(self) -> int:
         return self.last.generation if self.last is not None else 0
+
+    @property
+    def claimed_by(self) -> str:
+        """The spawner instance that takes care of it now; empty when none has to."""
+        claimed = self.phase in (Phase.CLAIMED, Phase.READY, *STOPPING)
+        return self.last.instance_id if self.last is not None and claimed else ""
+
+    def is_start_of(self, instance_id: str, generation: int) -> bool:
+        """True while that instance holds the claim on the start of that generation."""
+        return self.phase is Phase.CLAIMED and self.claimed_by == instance_id and self.generation == generation
+
+    @property
+    def deadline(self) -> float:
+        """Unix seconds by which this start must have come to an end."""
+        if self.last is None:
+            return 0.0
+        return self.last.deadline or self.last.requested_at + DEADLINE_DEFAULT_S
 
     @property
     def url_path(self) -> str:

@@ -30,6 +30,7 @@ from orrery_events.catalog.auth import (
     UserEpochBumped,
 )
 from orrery_events.catalog.user import UserCreated, UserDeleted, UserEvent, UserUpdated
+from orrery_events.principal import TOKEN_PREFIX, Kind, Principal
 from orrery_events.recorded import Recorded
 from orrery_events.registry import Event
 
@@ -37,37 +38,17 @@ from . import jws
 
 CATEGORIES: Final = ("user", "auth")
 """What a tail must follow to feed an IdentityState."""
-SESSION_COOKIE: Final = "orrery-session"
 SESSION_TYPE: Final = "orrery-session"
 TOKEN_TYPE: Final = "orrery-token"
-TOKEN_PREFIX: Final = "orr_"
 CREDENTIAL_LENGTH_MAX: Final = 4096
 CACHE_SIZE: Final = 10_000
 """Verified credentials that a process remembers, about 0.6 KiB each."""
 PRUNE_INTERVAL_S: Final = 600.0
 
-Kind = Literal["session", "token"]
 Refusal = Literal["malformed", "unknown_key", "forged", "expired", "revoked", "unknown_user"]
 """`unknown_key` and `unknown_user` may only mean that this process lags: catch up and try once more."""
 
 _TYPES: Final[dict[Kind, str]] = {"session": SESSION_TYPE, "token": TOKEN_TYPE}
-
-
-class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody who proved who they are."""
-
-    user_id: str
-    name: str
-    admin: bool
-    kind: Kind
-    id: str
-    """Session or token id."""
-    scopes: frozenset[str]
-    """As granted, not expanded: see `scopes.expand`."""
-    expires_at: float | None
-    """Unix seconds; None never expires."""
-    issued_at: float
-    """Unix seconds."""
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

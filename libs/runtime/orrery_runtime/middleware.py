@@ -14,10 +14,10 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from orrery_events.errors import Conflict, EventTooLarge, LogUnavailable
 from orrery_events.ids import new_id
 from orrery_events.names import InvalidName
+from orrery_events.principal import SESSION_COOKIE, Principal
 
 from . import metrics, pages, telemetry, xsrf
 from .errors import HttpError
-from .identity import SESSION_COOKIE, Principal
 from .request import (
     BASE_URL,
     BODY_BYTES_MAX,

@@ -7,11 +7,12 @@ from typing import Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
+from orrery_events.principal import Principal
 from orrery_events.tail import Tail
 
 from . import xsrf
 from .errors import HttpError
-from .identity import Principal, Verifier
+from .identity import Verifier
 from .secrets import EDGE_HEADER, Secrets
 
 T = TypeVar("T")

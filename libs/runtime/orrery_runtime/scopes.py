@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
+from orrery_events.principal import Principal
+
 from .errors import HttpError
-from .identity import Principal
 
 CACHE_SIZE: Final = 8192
 INHERIT: Final = "inherit"

@@ -28,8 +28,9 @@ from orrery_events.errors import Conflict, LogUnavailable
 from orrery_events.ids import new_id
 from orrery_events.log import EventLog
 from orrery_events.names import InvalidName, normalise_user_name
+from orrery_events.principal import Principal
 from orrery_events.tail import Tail
-from orrery_runtime.identity import Claims, Principal, User, sign
+from orrery_runtime.identity import Claims, User, sign
 from orrery_runtime.jws import SigningKey
 
 from . import domain

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from orrery_events.catalog.route import RouteSet
-from orrery_runtime.identity import SESSION_COOKIE, TOKEN_PREFIX, Principal
+from orrery_events.principal import SESSION_COOKIE, TOKEN_PREFIX, Principal
 
 Header = tuple[bytes, bytes]
 """Name as sent, value."""

@@ -15,8 +15,9 @@ import msgspec
 from opentelemetry.trace import Span, SpanKind
 
 from orrery_events.ids import new_id
+from orrery_events.principal import SESSION_COOKIE, Principal
 from orrery_runtime import paths, telemetry
-from orrery_runtime.identity import SESSION_COOKIE, Principal, Verifier
+from orrery_runtime.identity import Verifier
 from orrery_runtime.pages import SECURITY_HEADERS, error_page
 from orrery_runtime.secrets import EDGE_HEADER, Secrets
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orrery_events.log.leases import live_instances
+from orrery_events.server_state import Server
 from orrery_events.tail import Tail
 from orrery_runtime.broker import Commands
 from orrery_runtime.process import Process, run
 from orrery_runtime.startup import require_writable
 
-from .domain import Server
 from .drivers.base import Driver
 from .drivers.process import ProcessDriver
 from .handlers import DURABLE, FILTERS, Handlers

@@ -12,9 +12,6 @@ server has moved on: then the caller walks away and touches nothing.
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Any
-
 import msgspec
 
 from orrery_events.catalog.profile import Profile
@@ -24,96 +21,19 @@ from orrery_events.catalog.server import (
     Progressed,
     Ready,
     Removed,
-    ServerEvent,
-    StartCancelled,
     StartClaimed,
     StartExpired,
-    StartRequested,
     StopClaimed,
     Stopped,
     StopRequested,
-    server_url_path,
 )
 from orrery_events.registry import Event
+from orrery_events.server_state import Phase, Server, facts
 
-DEADLINE_DEFAULT_S = 300.0
-"""For a start request that names no deadline."""
 OVERDUE_GRACE_S = 10.0
 """The claimer itself ends a start at its deadline; this much later anybody may."""
 MESSAGE_LENGTH_MAX = 1000
 """Characters of a reason given to a person."""
-
-
-class Phase(StrEnum):
-    """Where a server's current generation stands."""
-
-    NONE = "none"
-    REQUESTED = "requested"
-    CLAIMED = "claimed"
-    READY = "ready"
-    STOP_REQUESTED = "stop_requested"
-    STOP_CLAIMED = "stop_claimed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    STOPPED = "stopped"
-    REMOVED = "removed"
-
-
-PHASES: dict[type[ServerEvent], Phase] = {
-    StartRequested: Phase.REQUESTED,
-    StartClaimed: Phase.CLAIMED,
-    Ready: Phase.READY,
-    StopRequested: Phase.STOP_REQUESTED,
-    StopClaimed: Phase.STOP_CLAIMED,
-    Failed: Phase.FAILED,
-    StartCancelled: Phase.CANCELLED,
-    StartExpired: Phase.EXPIRED,
-    Stopped: Phase.STOPPED,
-    Removed: Phase.REMOVED,
-}
-ENDED = frozenset({Phase.FAILED, Phase.CANCELLED, Phase.EXPIRED, Phase.STOPPED, Phase.REMOVED})
-"""Nothing of this generation may run any more."""
-
-
-class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """One server, folded. `last` is its latest event that says what it is (they all repeat everything)."""
-
-    server_id: str
-    version: int = 0
-    """Version of its stream up to which this is folded."""
-    last: ServerEvent | None = None
-
-    @property
-    def phase(self) -> Phase:
-        return PHASES[type(self.last)] if self.last is not None else Phase.NONE
-
-    @property
-    def generation(self) -> int:
-        return self.last.generation if self.last is not None else 0
-
-    @property
-    def claimed_by(self) -> str:
-        """The spawner instance that takes care of it now; empty when none has to."""
-        claimed = self.phase in (Phase.CLAIMED, Phase.READY, Phase.STOP_REQUESTED, Phase.STOP_CLAIMED)
-        return self.last.instance_id if self.last is not None and claimed else ""
-
-    @property
-    def deadline(self) -> float:
-        """Unix seconds by which this start must have come to an end."""
-        if self.last is None:
-            return 0.0
-        return self.last.deadline or self.last.requested_at + DEADLINE_DEFAULT_S
-
-    def is_start_of(self, instance_id: str, generation: int) -> bool:
-        """True while that instance holds the claim on the start of that generation."""
-        return self.phase is Phase.CLAIMED and self.claimed_by == instance_id and self.generation == generation
-
-
-def evolve(server: Server, event: Event, version: int) -> Server:
-    """The server after one more event of its stream; route events and the timeline only move the version."""
-    last = event if isinstance(event, ServerEvent) and type(event) in PHASES else server.last
-    return Server(server_id=server.server_id, version=version, last=last)
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +53,7 @@ def claim_start(server: Server, instance_id: str, *, dead: str = "", now: float)
         return []
     free = server.phase is Phase.REQUESTED
     abandoned = server.phase is Phase.CLAIMED and server.claimed_by == dead
-    return [StartClaimed(**_facts(server, instance_id=instance_id))] if free or abandoned else []
+    return [StartClaimed(**facts(server, instance_id=instance_id))] if free or abandoned else []
 
 
 def progress(
@@ -151,23 +71,23 @@ def ready(
     """It answers: the route first, so that whoever has seen `ready` finds the route at or before it."""
     if not server.is_start_of(instance_id, generation):
         return []
-    facts = _facts(server, started_at=now)
-    prefix = prefix_of(server)
+    known = facts(server, started_at=now)
+    prefix = server.url_path
     route = RouteSet(
         route_id=route_id_of(prefix),
         prefix=prefix,
         target=target,
         policy="owner",
-        owner_id=facts["user_id"],
-        owner_name=facts["user_name"],
+        owner_id=known["user_id"],
+        owner_name=known["user_name"],
         server_id=server.server_id,
-        server_name=facts["name"],
+        server_name=known["name"],
         generation=generation,
         strip_prefix=profile.strip_prefix,
         secret_header=profile.secret_header,
         secret_prefix=profile.secret_prefix,
     )
-    return [route, Ready(**facts, target=target)]
+    return [route, Ready(**known, target=target)]
 
 
 def fail(server: Server, instance_id: str, generation: int, failure: Failure) -> list[Event]:
@@ -178,7 +98,7 @@ def fail(server: Server, instance_id: str, generation: int, failure: Failure) ->
 def expire(server: Server, *, now: float) -> list[Event]:
     """Nobody took it in time, or whoever took it did not come to an end in time."""
     if server.phase is Phase.REQUESTED and now >= server.deadline:
-        return [StartExpired(**_facts(server))]
+        return [StartExpired(**facts(server))]
     if server.phase is Phase.CLAIMED and now >= server.deadline + OVERDUE_GRACE_S:
         message = "The start was not finished in time. Try again; if that does not help, ask an administrator."
         return [_failed(server, Failure(reason="timeout", message=message))]
@@ -192,7 +112,7 @@ def claim_stop(server: Server, instance_id: str, *, dead: str = "") -> list[Even
     last = server.last
     if not (free or abandoned) or not isinstance(last, StopRequested | StopClaimed):
         return []
-    claimed = StopClaimed(**_facts(server, instance_id=instance_id), reason=last.reason, remove=last.remove)
+    claimed = StopClaimed(**facts(server, instance_id=instance_id), reason=last.reason, remove=last.remove)
     return [_route_removed(server), claimed]
 
 
@@ -201,9 +121,9 @@ def stopped(server: Server, instance_id: str, *, exit_code: int | None, log_tail
     last = server.last
     if not isinstance(last, StopClaimed) or server.claimed_by != instance_id:
         return []
-    events: list[Event] = [Stopped(**_facts(server), reason=last.reason, exit_code=exit_code, log_tail=list(log_tail))]
+    events: list[Event] = [Stopped(**facts(server), reason=last.reason, exit_code=exit_code, log_tail=list(log_tail))]
     if last.remove:
-        events.append(Removed(**_facts(server)))
+        events.append(Removed(**facts(server)))
     return events
 
 
@@ -214,7 +134,7 @@ def vanished(
     if server.phase is not Phase.READY or server.generation != generation:
         return []
     event = Stopped(
-        **_facts(server),
+        **facts(server),
         reason=reason,
         exit_code=exit_code,
         message=message[:MESSAGE_LENGTH_MAX],
@@ -223,14 +143,9 @@ def vanished(
     return [_route_removed(server), event]
 
 
-def prefix_of(server: Server) -> str:
-    """The route's prefix, without the platform's base path."""
-    return server_url_path(server.last.user_name, server.last.name) if server.last is not None else ""
-
-
 def _failed(server: Server, failure: Failure) -> Failed:
     return Failed(
-        **_facts(server),
+        **facts(server),
         reason=failure.reason,
         message=failure.message[:MESSAGE_LENGTH_MAX],
         exit_code=failure.exit_code,
@@ -239,17 +154,7 @@ def _failed(server: Server, failure: Failure) -> Failed:
 
 
 def _route_removed(server: Server) -> RouteRemoved:
-    prefix = prefix_of(server)
+    prefix = server.url_path
     return RouteRemoved(
         route_id=route_id_of(prefix), prefix=prefix, server_id=server.server_id, generation=server.generation
     )
-
-
-_FACTS = tuple(field.name for field in msgspec.structs.fields(ServerEvent))
-
-
-def _facts(server: Server, **changed: Any) -> dict[str, Any]:
-    """What every event about this server repeats."""
-    if server.last is None:
-        raise ValueError(f"server {server.server_id} has no history")
-    return {name: getattr(server.last, name) for name in _FACTS} | changed

@@ -12,8 +12,7 @@ from orrery_events.catalog.server import server_stream
 from orrery_events.errors import Conflict, LogUnavailable, OrreryError, UnknownEventType
 from orrery_events.log import EventLog
 from orrery_events.registry import Event
-
-from .domain import Server, evolve
+from orrery_events.server_state import Server, evolve
 
 ACTOR = "service:spawner"
 CONFLICTS_MAX = 8

@@ -11,8 +11,7 @@ from orrery_events.catalog.profile import JUPYTERLAB, Profile, ProfileDefined, P
 from orrery_events.catalog.server import Removed, ServerEvent
 from orrery_events.recorded import Meta, Recorded
 from orrery_events.registry import Event
-
-from .domain import Phase, Server, evolve
+from orrery_events.server_state import Phase, Server, evolve
 
 CATEGORIES = ("server", "profile", "instance")
 """`instance` changes no state here; its events say when claims may have become free."""

@@ -25,9 +25,10 @@ from typing import Literal, NamedTuple, get_args
 import structlog
 
 from orrery_events.errors import Conflict, LogUnavailable
+from orrery_events.server_state import ENDED, Phase, Server
 
 from . import domain, metrics
-from .domain import ENDED, OVERDUE_GRACE_S, Phase, Server
+from .domain import OVERDUE_GRACE_S
 from .drivers.base import DriverUnavailable, Observed, ServerKey
 from .failpoints import failpoint
 from .ledger import Fenced

@@ -31,6 +31,8 @@ from .probe import Verdict, probe_once, probe_url
 
 ATTEMPTS_MAX = 2
 """One more port is tried, within the same generation, if the first was taken before the server could open it."""
+LAST_WORDS_S = 3.0
+"""A step knows best what kept it from being done in time; only after this is it cut off."""
 DRIVER_RETRY_S = 1.0
 DRIVER_RETRIES_MAX = 5
 EARLIER_GRACE_S = 2.0
@@ -137,7 +139,7 @@ async def _patiently(launch: Launch, step: Step) -> None:
     """A driver that cannot answer now may answer in a second; one that never does ends the start."""
     for retry in range(DRIVER_RETRIES_MAX + 1):
         try:
-            async with asyncio.timeout(max(0.0, launch.left_s)):
+            async with asyncio.timeout(launch.left_s + LAST_WORDS_S if launch.left_s > 0 else 0):
                 await step.do(launch)
         except DriverUnavailable as error:
             metrics.DRIVER_FAILURES.labels(launch.driver.name).inc()
@@ -197,15 +199,13 @@ async def _probe(launch: Launch) -> None:
 async def _wait(launch: Launch) -> Verdict:
     """Until the server is ready, has ended (`launch.exit`), or the time is up; then the last verdict."""
     interval_s, verdict = PROBE_INTERVAL_MIN_S, Verdict.CLOSED
-    # The last moments are for saying what was wrong, instead of only that the time is up.
-    until = launch.deadline - min(0.5, 0.1 * launch.profile.start_timeout_s)
     while True:
         observed = await launch.driver.inspect(launch.spec.key)
         if observed.state in ("exited", "absent"):
             launch.exit = observed
             return verdict
         verdict = await probe_once(launch.driver, launch.spec, launch.profile, launch.target)
-        if verdict is Verdict.OURS or time.time() >= until:
+        if verdict is Verdict.OURS or launch.left_s <= 0:
             return verdict
         await asyncio.sleep(interval_s)
         interval_s = min(interval_s * PROBE_INTERVAL_FACTOR, PROBE_INTERVAL_MAX_S)

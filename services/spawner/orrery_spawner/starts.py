@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 import structlog
 
 from orrery_events.errors import Conflict, LogUnavailable
+from orrery_events.server_state import ENDED, Phase, Server
 from orrery_runtime.telemetry import processing, tracer
 
 from . import domain, metrics, saga
-from .domain import ENDED, Failure, Phase, Server
+from .domain import Failure
 from .drivers.base import Driver, DriverUnavailable, LaunchSpec, ServerKey
 from .failpoints import failpoint
 from .ledger import Fenced, Ledger
@@ -63,6 +64,7 @@ class Running:
     """A start that this process works on."""
 
     task: asyncio.Task[None]
+    user_id: str
     decided: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the claim is won or lost."""
     saga: asyncio.Task[None] | None = None
@@ -106,11 +108,13 @@ class Starts:
         if self._closed or server_id in self._running:
             return
         self._waiting[server_id] = dead
-        self._fill()
+        # A little later, so that of many who are offered together the right one goes first.
+        asyncio.get_running_loop().call_soon(self._fill)
 
     async def offered(self, server_id: str) -> None:
         """The same; returns once it is claimed, or was lost to somebody else, or has to wait for a slot."""
         self.offer(server_id)
+        self._fill()
         running = self._running.get(server_id)
         if running is not None:
             await running.decided.wait()
@@ -144,26 +148,28 @@ class Starts:
             task = asyncio.create_task(
                 self._work(server_id, dead), name=f"start-{server_id}", context=contextvars.Context()
             )
-            self._running[server_id] = Running(task=task)
+            self._running[server_id] = Running(task=task, user_id=self._user_of(server_id))
         metrics.STARTS_WAITING.set(len(self._waiting))
 
     def _choose(self) -> str | None:
-        servers = self._context.state().servers
-        under_way = Counter(
-            entry.server.last.user_id
-            for entry in servers.values()
-            if entry.server.phase is Phase.CLAIMED and entry.server.last is not None
-        )
+        state = self._context.state()
+        servers = state.servers
+        under_way = Counter(running.user_id for running in self._running.values())
+        elsewhere = (entry.server for entry in state.in_phase(Phase.CLAIMED))
+        under_way.update(s.last.user_id for s in elsewhere if s.last and s.server_id not in self._running)
         best: tuple[int, int, str] | None = None
         for server_id in list(self._waiting):
             entry = servers.get(server_id)
             if entry is None or not self._claimable(entry.server, self._waiting[server_id]):
                 del self._waiting[server_id]
                 continue
-            user_id = entry.server.last.user_id if entry.server.last is not None else ""
-            rank = (under_way[user_id], entry.position, server_id)
+            rank = (under_way[self._user_of(server_id)], entry.position, server_id)
             best = min(best, rank) if best is not None else rank
         return best[2] if best is not None else None
+
+    def _user_of(self, server_id: str) -> str:
+        entry = self._context.state().servers.get(server_id)
+        return entry.server.last.user_id if entry is not None and entry.server.last is not None else ""
 
     @staticmethod
     def _claimable(server: Server, dead: str) -> bool:
@@ -265,7 +271,7 @@ class Starts:
         if driver is None:
             message = f"The profile {last.profile!r} asks for the driver {profile.driver!r}, which is not set up here."
             raise StartFailed(Failure(reason="driver_error", message=message))
-        public_path = context.base_path.rstrip("/") + domain.prefix_of(server)
+        public_path = context.base_path.rstrip("/") + server.url_path
         spec = LaunchSpec(
             key=ServerKey(server.server_id, server.generation),
             user_name=last.user_name,

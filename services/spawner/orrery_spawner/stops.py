@@ -10,10 +10,10 @@ import time
 import structlog
 
 from orrery_events.errors import Conflict, LogUnavailable
+from orrery_events.server_state import Phase, Server
 from orrery_runtime.telemetry import processing
 
 from . import domain, metrics
-from .domain import Phase, Server
 from .drivers.base import Driver, DriverUnavailable, ServerKey
 from .failpoints import failpoint
 from .ledger import Fenced

@@ -118,6 +118,13 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 ONLY_FOR_UP = frozenset(
-    {"ORRERY_BOOTSTRAP_PASSWORD", "ORRERY_BOOTSTRAP_ADMIN", "ORRERY_ROUTERS", "ORRERY_HOST", "ORRERY_PORT"}
+    {
+        "ORRERY_BOOTSTRAP_PASSWORD",
+        "ORRERY_BOOTSTRAP_ADMIN",
+        "ORRERY_ROUTERS",
+        "ORRERY_PRELOAD",
+        "ORRERY_HOST",
+        "ORRERY_PORT",
+    }
     | {"ORRERY_SLOT", "ORRERY_RUN_DIR", "ORRERY_DATA_DIR", "ORRERY_OPS_PORT", "ORRERY_DEATH_FD"}
 )

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from orrery_cli.console import CODES_BY_SLOT, paint, say
+from orrery_cli.console import CODES_BY_SLOT, announce, paint
 
 FILE_BYTES_MAX: Final = 10 * 2**20
 OLD_FILES: Final = 2
@@ -75,7 +75,7 @@ class Logs:
             path.with_suffix(".log.1").chmod(0o600)
             os.truncate(path, 0)
         except OSError as error:
-            say(f"  the log {path} cannot be rotated ({error.strerror}): make room")
+            announce(f"  the log {path} cannot be rotated ({error.strerror}): make room")
 
     async def show(self) -> None:
         """Prints what is appended to any of the files, each line with its slot, for ever."""
@@ -102,7 +102,7 @@ class Logs:
         text = whole or chunk
         width = max(len(s) for s in self._slots)
         for line in text.decode(errors="replace").splitlines():
-            say(f"{paint(slot.ljust(width), colour)} {paint('|', 'dim')} {line}")
+            announce(f"{paint(slot.ljust(width), colour)} {paint('|', 'dim')} {line}")
         return len(text) + (1 if whole else 0)
 
     def _size(self, slot: str) -> int:

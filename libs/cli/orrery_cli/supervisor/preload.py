@@ -8,8 +8,8 @@ and nothing but speed depends on it: should it die, what it started lives on and
     supervisor ──{"id", spec} + [output, death pipe]──► preloader ──fork──► service
                ◄──{"id", "pid"} … {"pid", "status"}────
 
-Linux only (the ends of processes that are not our children are told by pidfds); elsewhere, and with
-ORRERY_UP_PRELOAD=0, each service is a new interpreter.
+Linux only (the ends of processes that are not our children are told by pidfds); elsewhere, and with `--no-preload`,
+each service is a new interpreter.
 """
 
 from __future__ import annotations
@@ -29,17 +29,12 @@ from orrery_cli.errors import CliError
 
 from .children import Child, Spec, clean_environment, run_program
 
-ENV: Final = "ORRERY_UP_PRELOAD"
 MESSAGE_BYTES_MAX: Final = 262_144
 START_TIMEOUT_S: Final = 30.0
 STATUS_GRACE_S: Final = 0.2
 """How long to wait for the preloader to say with which code a process ended."""
 TITLE_ROOM: Final = "-" * 160
 """An argument that forks overwrite with their own title, so that `ps` tells them apart."""
-
-
-def supported() -> bool:
-    return sys.platform.startswith("linux") and hasattr(os, "pidfd_open") and os.environ.get(ENV, "1") != "0"
 
 
 class ForkedChild:
@@ -86,7 +81,8 @@ class ForkedChild:
 class Preloader:
     """Our side of the forking process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, wanted: bool = True) -> None:
+        self.forks = wanted and sys.platform.startswith("linux") and hasattr(os, "pidfd_open")
         self._popen: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._next_id = 0
@@ -95,7 +91,7 @@ class Preloader:
 
     def warm(self) -> None:
         """Starts the forking process, if it does not run; it imports in the background."""
-        if not supported() or (self._popen is not None and self._popen.poll() is None):
+        if not self.forks or (self._popen is not None and self._popen.poll() is None):
             return
         self._forget()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -113,7 +109,7 @@ class Preloader:
 
     async def start(self, spec: Spec, *, output: int, death_fd: int) -> Child:
         """Starts a process; `output` is its stdout and stderr. Raises CliError when that takes too long."""
-        if supported():
+        if self.forks:
             self.warm()
             with suppress(OSError, ConnectionError):
                 return await self._fork(spec, output, death_fd)

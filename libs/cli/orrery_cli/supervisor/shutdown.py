@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from orrery_cli.console import say
+from orrery_cli.console import announce
 from orrery_cli.datadir import DataDir
 from orrery_cli.errors import CliError
 
@@ -31,26 +31,26 @@ class Shutdown:
 
     async def servers(self, jobs: Jobs, database_url: str, *, stop: bool) -> None:
         """Says what becomes of user servers; ends them if asked. A database that is away is no reason to stay."""
-        say()
+        announce()
         try:
             running = (await self._unless_hurried(jobs, "count_servers", database_url)).servers
             if not running:
-                say("Stopping. No server is running. (Ctrl-C again hurries.)")
+                announce("Stopping. No server is running. (Ctrl-C again hurries.)")
             elif not stop:
-                say(f"Stopping. {_servers(running)} left running; the next `orrery up` finds them again.")
-                say("(Ctrl-C again hurries.)")
+                announce(f"Stopping. {_servers(running)} left running; the next `orrery up` finds them again.")
+                announce("(Ctrl-C again hurries.)")
             else:
-                say(f"Stopping, and {_servers(running)} first. (Ctrl-C again hurries.)")
+                announce(f"Stopping, and {_servers(running)} first. (Ctrl-C again hurries.)")
             if stop:
                 began = time.monotonic()
                 await self._unless_hurried(jobs, "stop_servers", database_url)
-                say(f"  {'servers'.ljust(WIDTH)} stopped   {time.monotonic() - began:.1f} s")
+                announce(f"  {'servers'.ljust(WIDTH)} stopped   {time.monotonic() - began:.1f} s")
         except CliError as error:
-            say(f"Stopping. The log could not be asked about servers: {error}")
+            announce(f"Stopping. The log could not be asked about servers: {error}")
 
     async def run(self, *, narrate: bool) -> None:
         """`narrate`: a person asked for it and watches."""
-        tell = say if narrate else _nothing
+        tell = announce if narrate else _nothing
         began = time.monotonic()
         others = [s for s in self._services if s.service not in ("router", "relay")]
         for what, group in (

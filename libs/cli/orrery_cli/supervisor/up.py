@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from orrery_cli import leftovers, ports
-from orrery_cli.console import complain, paint, say
+from orrery_cli.console import announce, complain, paint
 from orrery_cli.datadir import DataDir
 from orrery_cli.errors import UsageError
 from orrery_cli.given import given
@@ -49,6 +49,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     bootstrap_admin: str = ""
     logs: bool = False
     stop_servers: bool = False
+    preload: bool = True
 
 
 class Up:
@@ -67,7 +68,7 @@ class Up:
         self.database_url = options.database_url or _given("database_url")
         self.nats_url = options.nats_url or _given("nats_url")
         self.logs = Logs(self.data_dir.logs)
-        self.preloader = Preloader()
+        self.preloader = Preloader(wanted=options.preload)
         self.backbone = Backbone(self.data_dir, self.logs, note=self._note, moved=self._record)
         self.backbone_slots: list[Slot] = []
         self.service_slots: list[Slot] = []
@@ -106,7 +107,7 @@ class Up:
         leftovers.end(self.data_dir)
         reserved = stack.enter_context(ports.reserve(self.options.host, self.options.port))
         port = reserved.getsockname()[1]
-        self.url = f"http://{_in_url(self.options.host)}:{port}"
+        self.url = f"http://{_in_url(self.options.host)}:{port}{self._base_path()}"
         stack.callback(self.data_dir.remove_run_file, "up")
         stack.callback(self.preloader.close)
         self.preloader.warm()
@@ -135,7 +136,7 @@ class Up:
         await asyncio.gather(*(slot.open() for slot in self.service_slots))
         await readiness.all_ready(self.service_slots, self.data_dir, self.logs)
         await readiness.public_port_answers(self.url)
-        say(banner.text(self._facts(outcome)))
+        announce(banner.text(self._facts(outcome)))
 
     async def _open_backbone(self) -> None:
         if not self.database_url:
@@ -143,6 +144,11 @@ class Up:
         if not self.nats_url:
             self.backbone_slots.append(self.backbone.nats_slot())
         await asyncio.gather(*(slot.open() for slot in self.backbone_slots))
+
+    def _base_path(self) -> str:
+        """What comes before every path, without the slash at the end."""
+        path = _given("base_url").strip("/")
+        return f"/{path}" if path else ""
 
     def _backend_url(self) -> str:
         return self.database_url or self.backbone.postgres.url()
@@ -171,13 +177,13 @@ class Up:
         )
 
     def _facts(self, outcome: Outcome) -> banner.Facts:
-        backbone = self.backbone
+        backbone, public_url = self.backbone, _given("public_url")
         postgres = "PostgreSQL, yours" if self.database_url else f"PostgreSQL {backbone.postgres.version()}, embedded"
         nats = "NATS, yours" if self.nats_url else f"NATS {backbone.nats.version}, embedded"
         return banner.Facts(
             version=version(),
             seconds=time.monotonic() - self.began,
-            url=self.url,
+            url=public_url.rstrip("/") + self._base_path() if public_url else self.url,
             setup_token=outcome.setup_token,
             bootstrap_admin=self.options.bootstrap_admin,
             data_dir=self.data_dir.path,

@@ -41,8 +41,9 @@ JUPYTERLAB = Profile(
     display_name="JupyterLab",
     description="Notebooks, terminals and a file browser in your home folder.",
     command=[
-        "{python}", "-P", "-m", "orrery_spawner.jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port={port}",
-        "--ServerApp.port_retries=0", "--ServerApp.base_url={base_url}", "--ServerApp.root_dir={home}",
+        "{python}", "-P", "-m", "orrery_spawner.jupyterlab", "--no-browser",
+        "--ServerApp.ip=127.0.0.1", "--ServerApp.port={port}", "--ServerApp.port_retries=0",
+        "--ServerApp.base_url={base_url}", "--ServerApp.root_dir={home}",
         "--ServerApp.allow_remote_access=True", "--ServerApp.quit_button=False",
         "--ServerApp.allow_root=True",
     ],

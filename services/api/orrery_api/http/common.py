@@ -14,9 +14,10 @@ from orrery_api.operations import Operations
 from orrery_api.projections import ApiState, Entry
 from orrery_events.errors import LogUnavailable
 from orrery_events.names import InvalidName, check_server_name, normalise_user_name
+from orrery_events.principal import Principal
 from orrery_runtime import scopes
 from orrery_runtime.http import HttpError, public_origin, require_principal
-from orrery_runtime.identity import Principal, User
+from orrery_runtime.identity import User
 from orrery_runtime.request import BASE_URL
 
 OPERATIONS: Final = web.AppKey("operations", Operations)

@@ -23,10 +23,11 @@ from orrery_api.operations import UnknownProfile
 from orrery_api.projections import ApiState, Entry
 from orrery_events.catalog.server import Failed, Stopped, server_url_path
 from orrery_events.names import InvalidName, check_server_name, normalise_user_name
+from orrery_events.principal import Principal
 from orrery_events.server_state import ENDED, STARTING, STOPPING, Phase
 from orrery_runtime import scopes
 from orrery_runtime.http import HttpError, principal_of, render, require_principal, set_position, url_path
-from orrery_runtime.identity import Principal, User
+from orrery_runtime.identity import User
 from orrery_runtime.request import BASE_URL
 
 USERS_SHOWN_MAX: Final = 200

@@ -10,8 +10,9 @@ from aiohttp import web
 
 from orrery_auth.identities import Identities, SignedIn, Throttled
 from orrery_events.names import InvalidName, normalise_user_name
+from orrery_events.principal import SESSION_COOKIE, Principal
 from orrery_runtime.http import HttpError, is_https, set_position
-from orrery_runtime.identity import SESSION_COOKIE, Principal, User
+from orrery_runtime.identity import User
 from orrery_runtime.request import BASE_URL
 
 IDENTITIES: Final = web.AppKey("identities", Identities)

@@ -11,6 +11,7 @@ from aiohttp import web
 from orrery_auth.domain import TokenRequest
 from orrery_auth.identities import Throttled
 from orrery_events.catalog.auth import TokenIssued
+from orrery_events.principal import Principal
 from orrery_runtime import scopes
 from orrery_runtime.http import (
     HttpError,
@@ -20,7 +21,7 @@ from orrery_runtime.http import (
     require_principal,
     set_position,
 )
-from orrery_runtime.identity import Principal, User
+from orrery_runtime.identity import User
 
 from .common import IDENTITIES, WRONG, too_many, user_named, user_of
 
@@ -34,6 +35,9 @@ async def list_tokens(request: web.Request) -> web.Response:
 async def create_token(request: web.Request) -> web.Response:
     """With a token or session of one's own, or with name and password in the body."""
     body = await json_body(request, TokenRequest, default=TokenRequest())
+    unknown = scopes.unknown(body.scopes or [])
+    if unknown:
+        raise HttpError(400, f"There is no scope {unknown[0][:64]!r}.")
     principal = principal_of(request)
     if principal is None and body.auth is not None:
         actor = await _by_password(request, body.auth)
@@ -45,9 +49,6 @@ async def create_token(request: web.Request) -> web.Response:
         principal = require_principal(request)
         actor = user_of(request, principal)
         _refuse_more_than_held(principal, body, user)
-    unknown = scopes.unknown(body.scopes or [])
-    if unknown:
-        raise HttpError(400, f"There is no scope {unknown[0]!r}.")
     try:
         issued, token, position = await request.app[IDENTITIES].issue_token(user, body, actor=actor)
     except ValueError as error:

@@ -66,6 +66,9 @@ class DriverUnavailable(OrreryError):
     """The driver cannot tell or do it now. Nothing is known of the server; try again."""
 
 
+ABANDONED = "this spawner is stopping: the next one goes on"
+
+
 class LaunchRefused(OrreryError):
     """This server can never be started as asked. The message says what to change."""
 

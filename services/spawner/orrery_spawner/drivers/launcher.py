@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 STATE_FILE = "state.json"
@@ -82,6 +83,15 @@ def write_json(path: Path, value: object) -> None:
     draft.replace(path)
 
 
+def close_inherited() -> None:
+    """Whatever else the spawner was given open by its own parent is none of the server's business."""
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 (plain names, and no pathlib walk)
+        if int(name) > LOCK_FD:
+            # One of them was the listing's own.
+            with suppress(OSError):
+                os.close(int(name))
+
+
 def become(directory: Path, attempt: int, port: int, home: str, command: list[str]) -> None:
     """Does not return: the process is the command afterwards, or has ended with EXIT_CANNOT_EXECUTE."""
     # Failure to become a session leader means that we are one already.
@@ -90,6 +100,7 @@ def become(directory: Path, attempt: int, port: int, home: str, command: list[st
     pid = os.getpid()
     record = {"pid": pid, "mark": start_mark(pid), "boot": boot_id(), "attempt": attempt, "port": port}
     write_json(directory / STATE_FILE, {**record, "started_at": time.time()})
+    close_inherited()
     # Python ignores these, and what is ignored stays ignored through exec.
     for name in ("SIGPIPE", "SIGXFSZ"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)

@@ -32,7 +32,7 @@ import structlog
 from orrery_spawner.failpoints import hit
 
 from . import launcher, processes
-from .base import DriverUnavailable, LaunchRefused, LaunchSpec, Observed, ServerKey
+from .base import ABANDONED, DriverUnavailable, LaunchRefused, LaunchSpec, Observed, ServerKey
 from .environment import command_line, environment
 from .files import Exit, GenerationFolder, Reservation, generations, make_private, prune_logs, remove_server
 
@@ -107,7 +107,7 @@ class ProcessDriver:
         return await self._in_thread(self._folder(key).log_tail, lines)
 
     async def stop(self, key: ServerKey, grace_s: float) -> Observed:
-        return await asyncio.get_running_loop().run_in_executor(self._stops, self._stop, key, grace_s)
+        return await self._submit(self._stops, self._stop, key, grace_s)
 
     async def remove(self, key: ServerKey) -> None:
         await self._in_thread(self._remove, key)
@@ -306,13 +306,18 @@ class ProcessDriver:
     # In the event loop
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
-        future = asyncio.get_running_loop().run_in_executor(self._quick, call, *args)
+        future = self._submit(self._quick, call, *args)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             # A half-done start must not go on behind the back of whoever cleans up after the cancellation.
             await asyncio.wait([future])
             raise
+
+    def _submit(self, pool: ThreadPoolExecutor, call: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        if self._abandoned.is_set():
+            raise DriverUnavailable(ABANDONED)
+        return asyncio.get_running_loop().run_in_executor(pool, call, *args)
 
     def _watch(self, observed: Observed) -> None:
         """Learns of the end at once, through a descriptor of the process, where the system has such a thing."""

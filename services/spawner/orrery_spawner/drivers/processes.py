@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from . import launcher
-from .base import DriverUnavailable, ServerKey
+from .base import ABANDONED, DriverUnavailable, ServerKey
 from .environment import markers
 from .files import ProcessRecord
 
@@ -134,5 +134,5 @@ def _gone(these: Sequence[ProcessRecord | Marked], timeout_s: float, abandoned: 
         if time.monotonic() >= deadline:
             return False
         if abandoned.wait(POLL_S):
-            raise DriverUnavailable("this spawner is stopping; another one will end the server")
+            raise DriverUnavailable(ABANDONED)
     return True
