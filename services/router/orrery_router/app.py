@@ -16,7 +16,9 @@ from orrery_runtime.errors import StartupError
 from orrery_runtime.identity import Verifier
 from orrery_runtime.process import Process, run
 
+from .dataplane.limits import Limits
 from .dataplane.server import DataPlane
+from .domain import networks_of
 from .gateway import Gateway
 from .handlers import Activity
 from .projections import CATEGORIES, RouterState
@@ -33,7 +35,11 @@ ROUTES: Final = Gauge("orrery_router_routes", "Routes in the table.")
 
 
 async def body(process: Process) -> None:
-    settings = process.settings
+    settings, bounds = process.settings, Limits.of(process.settings)
+    try:
+        trusted_proxies = networks_of(settings.trusted_proxies)
+    except ValueError as error:
+        raise StartupError(f"ORRERY_TRUSTED_PROXIES is not usable: {error}") from None
     tail = Tail(process.events, process.bus, RouterState, categories=CATEGORIES, name="router")
     await tail.start()
     process.track(tail)
@@ -58,9 +64,18 @@ async def body(process: Process) -> None:
         process.secrets,
         base_url=settings.base_url,
         port=settings.port,
+        public_url=settings.public_url,
+        bounds=bounds,
         tracing=bool(settings.otlp_endpoint),
     )
-    plane = DataPlane(gateway, activity, lambda: tail.catch_up(CATCH_UP_S), base_url=settings.base_url)
+    plane = DataPlane(
+        gateway,
+        activity,
+        lambda: tail.catch_up(CATCH_UP_S),
+        base_url=settings.base_url,
+        bounds=bounds,
+        trusted_proxies=trusted_proxies,
+    )
     try:
         port = await plane.listen(settings.host, settings.port)
     except OSError as error:

@@ -7,6 +7,7 @@ so that an encoded slash never makes a segment; a path with dot segments in any 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
 
@@ -244,11 +245,77 @@ def may_access(principal: Principal, owner_id: str) -> bool:
     return any(scope.partition("!")[0] in ("self", "servers", "access:servers") for scope in principal.scopes)
 
 
-def same_origin(origin: bytes, host: bytes, *, https: bool) -> bool:
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+def networks_of(text: str) -> Networks:
+    """`10.0.0.0/8, ::1` → networks. Raises ValueError that names the one that is none."""
+    return tuple(ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+
+
+def is_in(address: str, networks: Networks) -> bool:
+    """False for what is no address (a unix socket's peer)."""
+    if not networks:
+        return False
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return any(parsed in network for network in networks)
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """The other end of a client's connection."""
+
+    address: str
+    trusted: bool
+    """A proxy in front of us, whose word about where a request came from is believed."""
+
+
+class Came(msgspec.Struct, frozen=True):
+    """Where a request came from, as upstreams are told."""
+
+    addresses: bytes
+    scheme: bytes
+    host: bytes
+    port: bytes
+
+
+def came_from(headers: Iterable[Header], host: bytes, peer: Peer, port: bytes) -> Came:
+    """What we saw ourselves, or what a trusted proxy says that it saw."""
+    address = peer.address.encode()
+    if not peer.trusted:
+        return Came(address, b"http", host, port)
+    said: dict[bytes, bytes] = {}
+    for name, value in headers:
+        lower = name.lower()
+        if lower in OURS_TO_SET:
+            said[lower] = said[lower] + b", " + value if lower in said else value
+    scheme = b"https" if _first(said.get(b"x-forwarded-proto", b"")).lower() == b"https" else b"http"
+    host = _first(said.get(b"x-forwarded-host", b"")) or host
+    named = host.rpartition(b":")[2]
+    default = b"443" if scheme == b"https" else b"80"
+    said_port = _first(said.get(b"x-forwarded-port", b""))
+    port = said_port if said_port.isdigit() else named if b":" in host and named.isdigit() else default
+    before = said.get(b"x-forwarded-for", b"")
+    return Came(before + b", " + address if before else address, scheme, host, port)
+
+
+def _first(value: bytes) -> bytes:
+    return value.partition(b",")[0].strip()
+
+
+def same_origin(origin: bytes, came: Came) -> bool:
     """True if a browser's `Origin` is the one that it was answered from."""
-    scheme = b"https" if https else b"http"
-    port = b":443" if https else b":80"
-    return origin.lower() in (scheme + b"://" + host.lower(), scheme + b"://" + host.lower().removesuffix(port))
+    here = came.scheme + b"://" + came.host.lower()
+    default = b":443" if came.scheme == b"https" else b":80"
+    return origin.lower() in (here, here.removesuffix(default))
+
+
+def origin_of(url: str) -> bytes:
+    """`https://hub.example.org/x` → its origin, as browsers spell it; empty for an empty URL."""
+    scheme, mark, rest = url.lower().partition("://")
+    return (scheme + mark + rest.partition("/")[0]).encode()
 
 
 def hop_by_hop_of(headers: Iterable[Header]) -> frozenset[bytes]:
@@ -278,10 +345,11 @@ def for_user_server(headers: Iterable[Header], *, secret_header: bytes) -> list[
     """Request headers as a user's server may see them: nothing that would let it act for its visitor."""
     headers = list(headers)
     dropped = hop_by_hop_of(headers)
+    ours = _canonical(secret_header)
     kept: list[Header] = []
     for name, value in headers:
         lower = name.lower()
-        if lower in dropped or lower in OURS_TO_SET or lower.startswith(OUR_PREFIX) or lower == secret_header.lower():
+        if lower in dropped or _is_ours_to_set(name) or _canonical(name) == ours:
             continue
         if lower in (b"authorization", b"x-xsrftoken") and TOKEN_BYTES in value:
             continue
@@ -299,11 +367,17 @@ def for_control_plane(headers: Iterable[Header]) -> list[Header]:
     """Request headers for auth and api: credentials stay, nobody's word about where it came from does."""
     headers = list(headers)
     dropped = hop_by_hop_of(headers)
-    return [
-        (name, value)
-        for name, value in headers
-        if (lower := name.lower()) not in dropped and lower not in OURS_TO_SET and not lower.startswith(OUR_PREFIX)
-    ]
+    return [(name, value) for name, value in headers if name.lower() not in dropped and not _is_ours_to_set(name)]
+
+
+def _canonical(name: bytes) -> bytes:
+    """As CGI and WSGI programs read a header's name: to them `X_Real_IP` is `X-Real-IP`."""
+    return name.lower().replace(b"_", b"-")
+
+
+def _is_ours_to_set(name: bytes) -> bool:
+    canonical = _canonical(name)
+    return canonical in OURS_TO_SET or canonical.startswith(OUR_PREFIX)
 
 
 def from_upstream(headers: Iterable[Header], *, trusted: bool, base_url: str) -> list[Header]:

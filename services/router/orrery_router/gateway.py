@@ -6,6 +6,7 @@ wait for Postgres, once and for a short time: a route that was acknowledged befo
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -24,8 +25,9 @@ from orrery_runtime.secrets import EDGE_HEADER, Secrets
 from . import domain
 from .dataplane import limits
 from .dataplane.head import SAFE, BadRequest, Head, request_bytes, response_bytes
+from .dataplane.limits import Limits
 from .dataplane.upstream import Target
-from .domain import BadPath, Path, Route
+from .domain import BadPath, Path, Peer, Route
 from .projections import RouterState
 
 RETRY_AFTER_S: Final = b"2"
@@ -53,6 +55,8 @@ class Plan(msgspec.Struct, kw_only=True):
     request_id: str
     span: Span | None
     response_timeout_s: float
+    body_bytes_max: int
+    """0: without limit."""
     name: str
 
 
@@ -71,21 +75,26 @@ class Gateway:
         *,
         base_url: str,
         port: int,
+        public_url: str,
+        bounds: Limits,
         tracing: bool,
     ) -> None:
         self._state, self._verifier, self._secrets = state, verifier, secrets
-        self._base_url = base_url
+        self._base_url, self._bounds = base_url, bounds
+        self._public_origin = domain.origin_of(public_url)
         self._port = str(port).encode()
         self._tracing = tracing
         self._turn = 0
 
-    def decide(self, head: Head, peer: str, *, last_look: bool, proven: bool = True) -> Plan | Reply | Miss:
+    def decide(self, head: Head, peer: Peer, *, last_look: bool, proven: bool = True) -> Plan | Reply | Miss:
         """`last_look`: there is nothing left to wait for. `proven`: and it was proven that nothing is missing."""
         request_id = new_id()
         try:
             path = domain.parse_target(head.target, self._base_url)
         except BadPath as error:
             raise BadRequest(400, f"This address cannot be used: {error}.") from None
+        if (path is None and head.target.partition(b"?")[0] == b"/") or (path is not None and path.text == "/"):
+            return self._redirect(f"{self._base_url}hub/".encode(), request_id)
         if path is None:
             return self._not_found(head, request_id)
         if paths.is_control(path.text):
@@ -94,12 +103,12 @@ class Gateway:
 
     # Auth and api
 
-    def _control(self, head: Head, path: Path, peer: str, request_id: str, *, last_look: bool) -> Plan | Reply | Miss:
+    def _control(self, head: Head, path: Path, peer: Peer, request_id: str, *, last_look: bool) -> Plan | Reply | Miss:
         method = head.method.decode()
         if path.ambiguous or head.upgrade:
             raise BadRequest(400, "This address cannot be used.")
         if head.length > limits.CONTROL_BODY_BYTES_MAX:
-            raise BadRequest(413, f"A request to the platform has at most {limits.CONTROL_BODY_BYTES_MAX} bytes.")
+            raise BadRequest(413, too_large(limits.CONTROL_BODY_BYTES_MAX))
         if not paths.is_public(path.text, method):
             principal = self._principal(head)
             if principal is None and not last_look:
@@ -129,17 +138,18 @@ class Gateway:
             request_id=request_id,
             span=span,
             response_timeout_s=limits.CONTROL_RESPONSE_TIMEOUT_S,
+            body_bytes_max=limits.CONTROL_BODY_BYTES_MAX,
             name=service,
         )
 
     # User servers
 
     def _server(  # noqa: PLR0911 (one answer per reason)
-        self, head: Head, path: Path, peer: str, request_id: str, *, last_look: bool, proven: bool
+        self, head: Head, path: Path, peer: Peer, request_id: str, *, last_look: bool, proven: bool
     ) -> Plan | Reply | Miss:
         state = self._state()
         route = state.table.find(host_name(head.host), path.segments)
-        if route is None:
+        if route is None or _is_of_named_server(path, route, state):
             if not last_look:
                 return Miss()
             return self._no_route(head, path, request_id, proven=proven)
@@ -158,12 +168,14 @@ class Gateway:
                     action=("Your own servers", f"{self._base_url}hub/home"),
                 )  # fmt: skip
         if known is not None and known.kind == "session" and (head.method not in SAFE or head.upgrade):
-            self._check_origin(head)
+            self._check_origin(head, peer)
+        if self._bounds.body_bytes_max and head.length > self._bounds.body_bytes_max:
+            raise BadRequest(413, too_large(self._bounds.body_bytes_max))
         if len(path.segments) == route.depth and head.method in (b"GET", b"HEAD") and route.depth:
             return self._redirect(_with_slash(head.target), request_id)
         return self._plan(head, path, route, peer, request_id)
 
-    def _plan(self, head: Head, path: Path, route: Route, peer: str, request_id: str) -> Plan:
+    def _plan(self, head: Head, path: Path, route: Route, peer: Peer, request_id: str) -> Plan:
         name = route.secret_header.encode()
         headers = domain.for_user_server(head.headers, secret_header=name)
         if name and route.server_id:
@@ -184,7 +196,8 @@ class Gateway:
             kind="server",
             request_id=request_id,
             span=span,
-            response_timeout_s=limits.RESPONSE_TIMEOUT_S,
+            response_timeout_s=self._bounds.response_timeout_s,
+            body_bytes_max=self._bounds.body_bytes_max,
             name=path.text,
         )
 
@@ -220,21 +233,24 @@ class Gateway:
             return "nothing"
         return None if verdict in ("unknown_key", "unknown_user") else verdict
 
-    def _check_origin(self, head: Head) -> None:
+    def _check_origin(self, head: Head, peer: Peer) -> None:
         """A server trusts our secret instead of the browser's cookies, so that its own defence against other sites'
         requests does not work; this is it. Raises BadRequest."""
         origin = head.get(b"origin")
-        if origin and not domain.same_origin(origin, head.host, https=False):
+        came = domain.came_from(head.headers, head.host, peer, self._port)
+        if origin and origin.lower() != self._public_origin and not domain.same_origin(origin, came):
             raise BadRequest(403, "This request comes from a page of another site.")
 
-    def _forwarded(self, head: Head, peer: str, request_id: str, prefix: bytes) -> list[domain.Header]:
+    def _forwarded(self, head: Head, peer: Peer, request_id: str, prefix: bytes) -> list[domain.Header]:
+        came = domain.came_from(head.headers, head.host, peer, self._port)
         headers = [
-            (b"X-Forwarded-For", peer.encode()),
-            (b"X-Forwarded-Proto", b"http"),
-            (b"X-Forwarded-Host", head.host),
-            (b"X-Forwarded-Port", self._port),
+            (b"X-Forwarded-For", came.addresses),
+            (b"X-Forwarded-Proto", came.scheme),
+            (b"X-Forwarded-Port", came.port),
             (b"X-Request-Id", request_id.encode()),
         ]
+        if came.host:
+            headers.append((b"X-Forwarded-Host", came.host))
         if prefix:
             headers.append((b"X-Forwarded-Prefix", prefix))
         return headers
@@ -242,6 +258,8 @@ class Gateway:
     def _span(self, head: Head, name: str, route: Route | None) -> tuple[Span | None, bytes]:
         """A span of this request, and the traceparent to hand on. Without a collector nothing is made anew."""
         incoming = head.get(b"traceparent")
+        if not TRACEPARENT.fullmatch(incoming):
+            incoming = b""
         if not self._tracing:
             return None, incoming
         span = telemetry.tracer().start_span(
@@ -316,6 +334,7 @@ class Gateway:
         return Reply(status, content if head.method == b"HEAD" else content + body, close)
 
 
+TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 REASONS: Final = {
     400: b"Bad Request",
     403: b"Forbidden",
@@ -329,6 +348,10 @@ REASONS: Final = {
     503: b"Service Unavailable",
     504: b"Gateway Timeout",
 }
+
+
+def too_large(bytes_max: int) -> str:
+    return f"The request's body is larger than {bytes_max} bytes, which is the most that is taken here."
 
 
 def wants_json(head: Head) -> bool:
@@ -373,6 +396,15 @@ def _stripped(target: bytes, base_length: int, depth: int) -> bytes:
     path, mark, query = target.partition(b"?")
     pieces = path[base_length + 1 :].split(b"/")
     return b"/" + b"/".join(pieces[depth:]) + mark + query
+
+
+def _is_of_named_server(path: Path, route: Route, state: RouterState) -> bool:
+    """True where the path is a named server's, which does not run or is not known yet to, and the route is that of the
+    default server of the same person."""
+    if not route.server_id or route.server_name or len(path.segments) <= route.depth:
+        return False
+    name = path.segments[route.depth]
+    return bool(name) and name in state.server_names.get(route.owner_id, ())
 
 
 def _is_ambiguous_prefix(path: Path, route: Route) -> bool:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import httptools
 
+from orrery_router import domain
+from orrery_router.domain import Peer
+
 from . import limits
 from .exchange import Exchange
 from .head import BadRequest, Head
@@ -22,7 +25,7 @@ class Client(asyncio.Protocol):
 
     def __init__(self, server: DataPlane) -> None:
         self.server = server
-        self.peer = ""
+        self.peer = Peer("", trusted=False)
         self.transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._head: Head | None = None
@@ -33,6 +36,7 @@ class Client(asyncio.Protocol):
         self._receiving: Exchange | None = None
         self._spliced = False
         self._held: set[str] = set()
+        self._refusal: tuple[int, str] | None = None
         self._last_at = time.monotonic()
         self._linger_until = 0.0
 
@@ -41,7 +45,8 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
-        self.peer = peer[0] if isinstance(peer, tuple) else ""
+        address = peer[0] if isinstance(peer, tuple) else ""
+        self.peer = Peer(address, trusted=domain.is_in(address, self.server.trusted_proxies))
         assert self.transport is not None  # noqa: S101 (asyncio's own promise)
         self.transport.set_write_buffer_limits(high=limits.WRITE_HIGH_BYTES)
         if not self.server.connected(self):
@@ -49,7 +54,7 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_at = time.monotonic()
-        if self._linger_until:
+        if self._linger_until or self._refusal:
             return
         if self._spliced:
             if self._current is not None:
@@ -72,8 +77,8 @@ class Client(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse(400, "The request is not valid HTTP.")
         else:
-            if not self._head_done and self._head_bytes > limits.HEAD_BYTES_MAX:
-                self._refuse(431, f"The request's head is larger than {limits.HEAD_BYTES_MAX} bytes.")
+            if not self._head_done and self._head_bytes > self.server.bounds.head_bytes_max:
+                self._refuse(431, f"The request's head is larger than {self.server.bounds.head_bytes_max} bytes.")
 
     def eof_received(self) -> bool:
         return False
@@ -103,8 +108,8 @@ class Client(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         if self._head is not None:
             self._head.target += url
-            if len(self._head.target) > limits.HEAD_BYTES_MAX:
-                raise BadRequest(431, f"The request's head is larger than {limits.HEAD_BYTES_MAX} bytes.")
+            if len(self._head.target) > self.server.bounds.head_bytes_max:
+                raise BadRequest(431, f"The request's head is larger than {self.server.bounds.head_bytes_max} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         head = self._head
@@ -121,8 +126,8 @@ class Client(asyncio.Protocol):
         if head is None:
             return
         self._head_done = True
-        if sum(len(n) + len(v) + 4 for n, v in head.headers) + len(head.target) > limits.HEAD_BYTES_MAX:
-            raise BadRequest(431, f"The request's head is larger than {limits.HEAD_BYTES_MAX} bytes.")
+        if sum(len(n) + len(v) + 4 for n, v in head.headers) + len(head.target) > self.server.bounds.head_bytes_max:
+            raise BadRequest(431, f"The request's head is larger than {self.server.bounds.head_bytes_max} bytes.")
         head.method = parser.get_method()
         head.http10 = parser.get_http_version() == "1.0"
         head.keep_alive = parser.should_keep_alive()
@@ -160,16 +165,19 @@ class Client(asyncio.Protocol):
             self._current = self._waiting.popleft()
             self.free("pipeline")
             self._current.start()
+        if self._current is None and self._refusal is not None:
+            self._answer_refusal(*self._refusal)
 
     def _upgrade(self, rest: bytes) -> None:
         """The request asks for another protocol; what follows it is not HTTP."""
-        exchange, self._receiving = self._receiving, None
+        exchange = self._receiving
         if exchange is None:
             return
         head = exchange.head
         if head.upgrade != b"websocket" or head.method != b"GET" or head.http10 or head.has_body:
             self._refuse(400, "The only protocol that a connection can be changed to here is websocket.")
             return
+        self._receiving = None
         exchange.request_ended = True
         self._next()
         if rest and not exchange.finished:
@@ -198,14 +206,23 @@ class Client(asyncio.Protocol):
     def _refuse(self, status: int, message: str) -> None:
         """A request that cannot be understood: answered, and the connection ends, because what follows cannot be
         trusted to be where it seems to be."""
-        if self._linger_until:
+        if self._linger_until or self._refusal is not None:
             return
         self.server.refused(status)
-        if self._current is not None and self._current.response_begun:
-            self.abort()
-            return
-        if self._current is not None:
-            self._current.client_gone()
+        broken, self._receiving = self._receiving, None
+        if broken is not None and broken is self._current:
+            if broken.response_begun:
+                self.abort()  # Half an answer must not look like a whole one.
+                return
+            self._current = None
+            broken.client_gone()
+        elif broken is not None:
+            self._waiting.remove(broken)
+        self._refusal = (status, message)
+        self._next()
+
+    def _answer_refusal(self, status: int, message: str) -> None:
+        """Once the requests before it have their answers."""
         head = self._head or Head()
         self.write(self.server.gateway.page(head, status, message, close=True).content)
         self.close(linger=True)
@@ -262,11 +279,16 @@ class Client(asyncio.Protocol):
                 self.transport.close()
         elif self._spliced:
             return
-        elif not self._head_done and quiet_s > 0 and now - self._head_started(now) > limits.HEAD_TIMEOUT_S:
+        elif (
+            self._refusal is None
+            and not self._head_done
+            and quiet_s > 0
+            and now - self._head_started(now) > self.server.bounds.head_timeout_s
+        ):
             self._refuse(408, "The request's head did not come in time.")
-        elif self.idle and quiet_s > limits.KEEPALIVE_TIMEOUT_S:
+        elif self.idle and quiet_s > self.server.bounds.keepalive_timeout_s:
             self.close()
-        elif self._receiving is not None and not self._held and quiet_s > limits.BODY_IDLE_TIMEOUT_S:
+        elif self._receiving is not None and not self._held and quiet_s > self.server.bounds.body_timeout_s:
             self._refuse(408, "The request's body did not come in time.")
         elif self._current is not None:
             self._current.tick(now)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orrery_router import domain
 from orrery_router.domain import Header
-from orrery_router.gateway import Miss, Plan, Reply
+from orrery_router.gateway import Miss, Plan, Reply, too_large
 
 from . import limits
 from .head import IDEMPOTENT, LAST_CHUNK, BadRequest, Head, chunk, response_bytes
@@ -40,7 +40,6 @@ class Exchange:
         self._chunked_answer = False
         self._close_after = False
         self._spliced = False
-        self._tries = 0
 
     # From the client
 
@@ -57,9 +56,9 @@ class Exchange:
             return
         self._received += len(data)
         plan = self.plan
-        if plan is not None and plan.trusted and self._received > limits.CONTROL_BODY_BYTES_MAX:
+        if plan is not None and plan.body_bytes_max and self._received > plan.body_bytes_max:
             self._drop_upstream()
-            self.refuse(413, f"A request to the platform has at most {limits.CONTROL_BODY_BYTES_MAX} bytes.")
+            self.refuse(413, too_large(plan.body_bytes_max))
             return
         if plan is not None and plan.server_id:
             self.client.server.activity.touch(plan.server_id)
@@ -75,13 +74,14 @@ class Exchange:
             self.waiting_since = time.monotonic()
 
     def client_bytes(self, data: bytes) -> None:
-        """After a switch of protocols."""
+        """After a switch of protocols. What comes before the upstream has agreed to it is kept: if it refuses, those
+        bytes must not reach it as a request that nobody has looked at."""
         if self._spliced and self._upstream is not None:
             self._upstream.write(data)
             if self.plan is not None:
                 self.client.server.activity.touch(self.plan.server_id)
         else:
-            self._send(data)
+            self._keep(data)
 
     def client_writable(self, *, writable: bool) -> None:
         if self._upstream is not None:
@@ -120,14 +120,12 @@ class Exchange:
             self.refuse(error.status, error.message)
 
     def _forward(self, plan: Plan) -> None:
-        self._tries += 1
         target = plan.targets[0]
         fresh = self.head.method not in IDEMPOTENT
         upstream = None if self.head.upgrade else self.client.server.pool.take(target, fresh=fresh)
         if upstream is not None:
             self._attach(upstream, plan)
         else:
-            self.client.hold("connecting")
             self._run(self._connect(plan))
 
     async def _connect(self, plan: Plan) -> None:
@@ -152,23 +150,30 @@ class Exchange:
         self._upstream = upstream
         upstream.begin(self)
         upstream.write(plan.head)
-        pending, self._pending, self._pending_bytes = self._pending, [], 0
-        for data in pending:
-            upstream.write(data)
-            self._body_sent = True
+        if not self.head.upgrade:
+            self._send_kept(upstream)
         if self.request_ended:
             self.waiting_since = time.monotonic()
-        self.client.free("connecting")
 
     def _send(self, data: bytes) -> None:
         if self._upstream is not None:
             self._body_sent = True
             self._upstream.write(data)
-            return
+        else:
+            self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
         self._pending.append(data)
         self._pending_bytes += len(data)
         if self._pending_bytes > limits.PENDING_BYTES_MAX:
             self.client.hold("connecting")
+
+    def _send_kept(self, upstream: Upstream) -> None:
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        for data in pending:
+            upstream.write(data)
+            self._body_sent = True
+        self.client.free("connecting")
 
     def _next_target(self, plan: Plan, failed: Target) -> bool:
         """True if another instance may be asked."""
@@ -202,7 +207,7 @@ class Exchange:
             else:
                 self._chunked_answer = True
                 kept.append((b"Transfer-Encoding", b"chunked"))
-        if self.head.http10 or not self.head.keep_alive or server.draining:
+        if self.head.http10 or not self.head.keep_alive or self.head.upgrade or server.draining:
             self._close_after = True
         if self._close_after:
             kept.append((b"Connection", b"close"))
@@ -225,8 +230,7 @@ class Exchange:
         if upstream is not None:
             # An answer before the whole request was read leaves the connection in an unknown state, and so does HEAD
             # (the parser still waits for the body that its length announced).
-            clean = self.request_ended and self.head.method != b"HEAD"
-            upstream.detach(reusable=clean and not self._close_upstream)
+            upstream.detach(reusable=self.request_ended and self.head.method != b"HEAD" and not self.head.upgrade)
         if self.plan is not None and self.plan.server_id and self.status < 300:
             self.client.server.activity.touch(self.plan.server_id)
         self._finish(self.status)
@@ -241,6 +245,8 @@ class Exchange:
         self.client.write(response_bytes(101, reason or b"Switching Protocols", kept))
         self._spliced = True
         self.client.splice()
+        if self._upstream is not None:
+            self._send_kept(self._upstream)
         if rest:
             self.client.write(rest)
 
@@ -264,17 +270,20 @@ class Exchange:
             self.client.abort()  # Half an answer must not look like a whole one.
             self._finish(502)
             return
-        stale = upstream is not None and upstream.used > 1
-        may_repeat = self.head.method in IDEMPOTENT and not self._body_sent and not self.head.upgrade
-        if may_repeat and self._tries <= len(plan.targets) + 1 and (stale or self._next_target(plan, plan.targets[0])):
-            self._run(self._connect(plan)) if stale else self._forward(plan)
-            self._tries += 1
-            return
-        if "not valid" in reason or "too large" in reason:
+        if upstream is not None and self._may_repeat(plan, upstream):
+            self._run(self._connect(plan))
+        elif "not valid" in reason or "too large" in reason:
             self.refuse(502, f"The server's answer cannot be passed on: {reason}.")
         else:
             request_id = plan.request_id
             self.reply(self.client.server.gateway.unavailable(self.head, request_id, f"No answer came: {reason}."))
+
+    def _may_repeat(self, plan: Plan, upstream: Upstream) -> bool:
+        """True where sending it again does no harm: on a new connection to the same target if an old one was closed
+        under us (a new one is never old), else to the next target (there is one fewer each time)."""
+        if self.head.method not in IDEMPOTENT or self._body_sent or self.head.upgrade:
+            return False
+        return upstream.used > 1 or self._next_target(plan, upstream.target)
 
     def upstream_writable(self, *, writable: bool) -> None:
         if writable:
@@ -301,10 +310,6 @@ class Exchange:
         self._close_after = reply.close or not self.request_ended or not self.head.keep_alive or self.head.http10
         self.client.write(reply.content)
         self._finish(reply.status)
-
-    @property
-    def _close_upstream(self) -> bool:
-        return False
 
     def _drop_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None

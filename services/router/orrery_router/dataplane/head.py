@@ -11,6 +11,10 @@ IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b
 SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 
 
+UNNAMED_HOST: Final = b"localhost"
+"""An HTTP/1.0 client may name no host; what goes on is HTTP/1.1 and must."""
+
+
 class BadRequest(Exception):
     """The request is refused with this status."""
 
@@ -89,8 +93,7 @@ def request_bytes(head: Head, target: bytes, headers: Iterable[Header], *, upgra
     """The head as the upstream gets it. The framing is ours: `chunked` or the one length that was checked."""
     lines = [head.method + b" " + target + b" HTTP/1.1"]
     lines += [name + b": " + value for name, value in headers if name.lower() not in (b"content-length", b"host")]
-    if head.host:
-        lines.insert(1, b"Host: " + head.host)
+    lines.insert(1, b"Host: " + (head.host or UNNAMED_HOST))
     if upgrade:
         lines += [b"Connection: Upgrade", b"Upgrade: " + head.upgrade]
     elif head.chunked:

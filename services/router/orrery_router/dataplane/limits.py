@@ -1,33 +1,56 @@
-"""Every bound of the data plane, in one place."""
+"""Every bound of the data plane, in one place: what an admin may set, then what nobody needs to."""
 
 from __future__ import annotations
 
 from typing import Final
 
-HEAD_BYTES_MAX: Final = 32 * 1024
-"""Request line and headers together; more is 431."""
+import msgspec
+
+from orrery_runtime.config import Settings
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """From the settings."""
+
+    head_bytes_max: int
+    """Request line and headers together; more is 431."""
+    body_bytes_max: int
+    """Of a request to a user's server; more is 413; 0 is without limit."""
+    connections_max: int
+    head_timeout_s: float
+    """From the first byte of a request to the end of its head."""
+    keepalive_timeout_s: float
+    body_timeout_s: float
+    """Between two pieces of a request's body."""
+    connect_timeout_s: float
+    response_timeout_s: float
+    """From the end of a request to the first byte of its answer; long polls take their time."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        return cls(
+            head_bytes_max=settings.head_bytes_max,
+            body_bytes_max=settings.max_body_bytes,
+            connections_max=settings.connections_max,
+            head_timeout_s=settings.header_timeout_s,
+            keepalive_timeout_s=settings.idle_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
+            connect_timeout_s=settings.upstream_connect_timeout_s,
+            response_timeout_s=settings.upstream_response_timeout_s,
+        )
+
+
 HEADERS_MAX: Final = 128
 RESPONSE_HEAD_BYTES_MAX: Final = 128 * 1024
 CONTROL_BODY_BYTES_MAX: Final = 1 << 20
 """Bodies for auth and api; more is 413."""
+CONTROL_RESPONSE_TIMEOUT_S: Final = 60.0
 PENDING_BYTES_MAX: Final = 256 * 1024
 """Body bytes that wait while an upstream is connected to; then the client is not read from."""
 WRITE_HIGH_BYTES: Final = 256 * 1024
 """Bytes that wait for a slow reader; then the other side is not read from."""
-
-CONNECTIONS_MAX: Final = 20_000
 PIPELINED_MAX: Final = 8
 """Requests that a client may send ahead; then it is not read from."""
-
-HEAD_TIMEOUT_S: Final = 20.0
-"""From the first byte of a request to the end of its head."""
-KEEPALIVE_TIMEOUT_S: Final = 75.0
-BODY_IDLE_TIMEOUT_S: Final = 60.0
-"""Between two pieces of a request's body."""
-CONNECT_TIMEOUT_S: Final = 5.0
-RESPONSE_TIMEOUT_S: Final = 3_600.0
-"""From the end of a request to the first byte of its answer; long polls take their time."""
-CONTROL_RESPONSE_TIMEOUT_S: Final = 60.0
 TICK_S: Final = 1.0
 """Timeouts are this coarse: one timer for all connections."""
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from orrery_router.domain import Networks
 from orrery_router.gateway import Gateway
 from orrery_router.handlers import Activity
 
 from . import limits
 from .connection import Client
+from .limits import Limits
 from .upstream import Pool
 
 if TYPE_CHECKING:
@@ -45,9 +47,12 @@ class DataPlane:
         catch_up: Callable[[], Awaitable[bool]],
         *,
         base_url: str,
+        bounds: Limits,
+        trusted_proxies: Networks = (),
     ) -> None:
         self.gateway, self.activity, self.catch_up, self.base_url = gateway, activity, catch_up, base_url
-        self.pool = Pool()
+        self.bounds, self.trusted_proxies = bounds, trusted_proxies
+        self.pool = Pool(bounds.connect_timeout_s)
         self.draining = False
         self._clients: set[Client] = set()
         self._server: asyncio.Server | None = None
@@ -106,7 +111,7 @@ class DataPlane:
 
     def connected(self, client: Client) -> bool:
         """False: there are too many connections already."""
-        if len(self._clients) >= limits.CONNECTIONS_MAX:
+        if len(self._clients) >= self.bounds.connections_max:
             REFUSED.labels("connections").inc()
             return False
         self._clients.add(client)

@@ -219,7 +219,8 @@ class Upstream(asyncio.Protocol):
 class Pool:
     """Idle upstream connections by target, the most recently used one first."""
 
-    def __init__(self) -> None:
+    def __init__(self, connect_timeout_s: float) -> None:
+        self._connect_timeout_s = connect_timeout_s
         self._idle: dict[Target, deque[Upstream]] = {}
 
     def take(self, target: Target, *, fresh: bool) -> Upstream | None:
@@ -238,7 +239,7 @@ class Pool:
 
     async def connect(self, target: Target) -> Upstream:
         """A new connection. Raises OSError and TimeoutError."""
-        async with asyncio.timeout(limits.CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(self._connect_timeout_s):
             _, upstream = await asyncio.get_running_loop().create_connection(
                 lambda: Upstream(target, self), target[0], target[1]
             )
