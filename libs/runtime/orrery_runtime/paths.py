@@ -26,7 +26,7 @@ _PUBLIC_READ = re.compile(
     r"|/hub/static/.+|/hub/logo|/favicon\.ico",
     re.DOTALL,
 )
-_PUBLIC_POST = re.compile(r"/hub/login|/(?:hub/)?setup/[^/]+|/hub/api/users/[^/]+/tokens")
+_PUBLIC_POST = re.compile(r"/hub/login|/hub/setup/[^/]+|/hub/api/users/[^/]+/tokens")
 _NOT_CANONICAL = re.compile(r"//|\\|\x00|/\.{1,2}(?:/|$)")
 
 

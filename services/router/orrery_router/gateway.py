@@ -311,6 +311,7 @@ class Gateway:
         action: tuple[str, str] = ("", ""), json: bool = False, close: bool = False,
     ) -> Reply:  # fmt: skip
         """An error, as a page for people or as JSON for programs."""
+        request_id = request_id or new_id()
         if json or wants_json(head):
             body = msgspec.json.encode({"status": status, "message": message, "request_id": request_id})
             kind = b"application/json"

@@ -129,7 +129,10 @@ class Client(asyncio.Protocol):
         if sum(len(n) + len(v) + 4 for n, v in head.headers) + len(head.target) > self.server.bounds.head_bytes_max:
             raise BadRequest(431, f"The request's head is larger than {self.server.bounds.head_bytes_max} bytes.")
         head.method = parser.get_method()
-        head.http10 = parser.get_http_version() == "1.0"
+        version = parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            raise BadRequest(400, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+        head.http10 = version == "1.0"
         head.keep_alive = parser.should_keep_alive()
         if parser.should_upgrade():
             head.upgrade = head.get(b"upgrade").lower().strip()
