@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -13,7 +13,7 @@ import pytest
 
 from orrery_api.projections import CATEGORIES, ApiState
 from orrery_events.catalog.route import RouteSet, route_id_of
-from orrery_events.catalog.server import Progressed, Ready, ServerEvent, StartClaimed, server_stream
+from orrery_events.catalog.server import Progressed, Ready, ServerEvent, StartClaimed, Stopped, server_stream
 from orrery_events.server_state import Server, evolve, facts
 from tests.support.backbone import PostgresServer
 from tests.support.services import PASSWORD, Bench, ServiceProcess, bench_on
@@ -97,6 +97,7 @@ async def test_a_start_is_201_when_it_is_ready_soon(bench: Bench) -> None:
     api = Api(await bench.start("api"), await token_for(bench))
     starting = await request_start(api)
     server_id = await server_id_in_log(bench)
+    await eventually(lambda: pending(api))
     status, user, _ = await api.call("GET", "/users/ada")
     assert (user["pending"], user["server"]) == ("spawn", None)
     status, _, _ = await api.call("POST", "/users/ada/server")
@@ -109,6 +110,11 @@ async def test_a_start_is_201_when_it_is_ready_soon(bench: Bench) -> None:
     status, user, _ = await api.call("GET", "/users/ada")
     assert user["server"] == "/user/ada/"
     assert user["servers"][""]["ready"] is True
+
+
+async def pending(api: Api) -> str | None:
+    user = (await api.call("GET", "/users/ada"))[1]
+    return user["pending"] if isinstance(user["pending"], str) else None
 
 
 @pytest.mark.invariant(6)
@@ -124,16 +130,36 @@ async def test_many_starts_at_once_on_two_replicas_are_one(bench: Bench) -> None
     assert [r.type for r in rows].count("server.start_requested") == 1
 
 
+async def make_stopped(bench: Bench, server_id: str) -> None:
+    """A server that ends by itself."""
+    server = await folded(bench, server_id)
+    await bench.log.append(server_stream(server_id), [Stopped(**facts(server), reason="exited")])
+
+
 async def test_the_same_idempotency_key_asks_once(bench: Bench) -> None:
     api = Api(await bench.start("api"), await token_for(bench))
+
+    async def asked() -> int:
+        rows = await bench.log.read_stream(server_stream(server_id))
+        return [r.type for r in rows].count("server.start_requested")
+
     first = await request_start(api, Idempotency_Key="one")
     server_id = await server_id_in_log(bench)
     await make_ready(bench, server_id)
     assert (await first)[0] == 201
-    status, _, _ = await api.call("DELETE", "/users/ada/server")
-    assert status in (202, 204)
-    rows = await bench.log.read_stream(server_stream(server_id))
-    assert [r.type for r in rows].count("server.start_requested") == 1
+    assert (await api.call("POST", "/users/ada/server", Idempotency_Key="one"))[0] == 201, "as the first time"
+    assert (await api.call("POST", "/users/ada/server"))[0] == 400
+    await make_stopped(bench, server_id)
+    await (await request_start(api, Idempotency_Key="one"))
+    assert await asked() == 1, "a repetition, though the server could be started again by now"
+    again = await request_start(api, Idempotency_Key="two")
+    await eventually(lambda: asked_is(asked, 2))
+    await make_ready(bench, server_id)
+    assert (await again)[0] == 201
+
+
+async def asked_is(asked: Callable[[], Awaitable[int]], wanted: int) -> bool:
+    return await asked() == wanted
 
 
 async def test_another_replica_tells_the_whole_story_and_reads_its_writes(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.errors import NotFoundError
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
@@ -76,7 +77,10 @@ async def serve(bb: Backbone, handler: Handler, *, batch: int = 16) -> asyncio.T
 async def settled(bb: Backbone) -> bool:
     """Everything that was delivered is acknowledged, and nothing waits."""
     assert bb.bus.client is not None
-    info = await bb.bus.client.jetstream().consumer_info(STREAM, DURABLE)
+    try:
+        info = await bb.bus.client.jetstream().consumer_info(STREAM, DURABLE)
+    except NotFoundError:
+        return False
     return (info.num_ack_pending, info.num_pending) == (0, 0)
 
 
@@ -359,12 +363,19 @@ async def test_f16_a_command_in_flight_at_the_stop_is_delivered_to_another(
     await eventually(lambda: settled(bb))
 
 
+async def both_wait(bb: Backbone) -> bool:
+    if not await settled(bb):
+        return False
+    assert bb.bus.client is not None
+    return bool((await bb.bus.client.jetstream().consumer_info(STREAM, DURABLE)).num_waiting == 2)
+
+
 async def test_instances_share_the_commands(bb: Backbone) -> None:
     await bb.relay()
     handlers = [Handler(), Handler()]
     for handler in handlers:
         await serve(bb, handler, batch=1)
-    await eventually(lambda: settled(bb))
+    await eventually(lambda: both_wait(bb))
     await asyncio.gather(*(request(bb, f"s{n}") for n in range(60)))
     await eventually(lambda: sum(len(h.given) for h in handlers) == 60)
     await eventually(lambda: settled(bb))

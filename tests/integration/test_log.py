@@ -96,7 +96,11 @@ async def test_one_of_many_wins_an_expected_version(log: EventLog) -> None:
 
 async def test_the_same_command_id_appends_once(url: str, log: EventLog) -> None:
     command_id = uuid7()
+    assert await log.find_command(command_id) is None
     first = await log.append("user-x", [user("x")], command_id=command_id)
+    found = await log.find_command(command_id)
+    assert found is not None
+    assert (found.first_position, found.last_position, found.duplicate) == (1, 1, True)
     again = await log.append("user-x", [user("x")], command_id=command_id)
     assert (again.first_position, again.duplicate) == (first.first_position, True)
     async with opened(url, "other") as other:

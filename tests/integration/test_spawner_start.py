@@ -9,24 +9,26 @@ from contextlib import suppress
 import aiohttp
 import psutil
 import pytest
+import pytest_asyncio
 
 from orrery_events.catalog.profile import Profile
 from orrery_events.catalog.route import RouteSet
 from orrery_events.catalog.server import Failed, Progressed, Ready
-from tests.support.backbone import PostgresServer, blocking
+from tests.support.backbone import PostgresServer
 from tests.support.spawners import SECRET_KEY, SERVE, Bench, python_profile
 from tests.support.wait import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("spawner-start")]
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> AsyncIterator[Bench]:
     """One spawner for all tests of this file; each asks for servers of other names."""
-    url = blocking(postgres.create_database(migrated=True))
+    url = await postgres.create_database(migrated=True)
     async with Bench.open(tmp_path_factory.mktemp("spawner"), url) as bench:
+        await bench.spawner()
         yield bench
-    blocking(postgres.drop_database(url))
+    await postgres.drop_database(url)
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ class Bench:
 
     async def request(self, name: str = "", profile: str = "quick", *, user: str = "ada", timeout_s: float = 30) -> str:
         """Asks for a start of the next generation; returns the server's id."""
-        user_id = derived_id("user", user)
+        user_id = derived_id("user", user, str(self.root))
         server_id = server_id_of(user_id, name)
         self.server_ids.add(server_id)
         history = await self.history(server_id)

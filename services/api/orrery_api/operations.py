@@ -135,7 +135,12 @@ class Operations:
         key: uuid.UUID | None,
     ) -> Outcome:
         for _ in range(RETRIES_MAX):
+            # A repetition is answered as the first time, whatever became of the server since.
+            earlier = await self.log.find_command(key) if key is not None else None
             server = await self.read_server(server_id)
+            if earlier is not None:
+                await self.tail.wait_for(earlier.last_position)
+                return Outcome(server, earlier.last_position)
             events = decide(server)
             if not events:
                 return Outcome(server, 0)
@@ -144,6 +149,8 @@ class Operations:
                     server_stream(server_id), events, expected_version=server.version, command_id=key, actor=actor
                 )
             except Conflict:
+                continue
+            if done.duplicate:
                 continue
             for version, event in enumerate(events, server.version + 1):
                 server = evolve(server, event, version)

@@ -15,6 +15,7 @@ from .pool import unavailable_means_log_unavailable
 from .reader import (
     ALL_SQL,
     CATEGORY_SQL,
+    COMMAND_SQL,
     HEAD_SQL,
     LIMIT_MAX,
     SNAPSHOT_TIMEOUT_S,
@@ -67,6 +68,14 @@ class EventLog:
         return await self._appender.append(
             stream_id, events, expected_version=expected_version, command_id=command_id, meta=meta
         )
+
+    async def find_command(self, command_id: uuid.UUID) -> Appended | None:
+        """What an append with this command id wrote, if there was one (in the last week)."""
+        with unavailable_means_log_unavailable():
+            row = await self.pool.fetchrow(COMMAND_SQL, command_id)
+        if row is None:
+            return None
+        return Appended(first_position=row[0], last_position=row[1], stream_version=row[2], duplicate=True)
 
     async def read_stream(self, stream_id: str, *, after_version: int = 0, limit: int = 1000) -> list[Recorded]:
         """The stream's events after a version, in order. At most `limit` (≤ 10,000)."""

@@ -27,6 +27,7 @@ LATEST_SQL = f"""SELECT {COLUMNS} FROM es.latest l JOIN es.events e ON e.positio
   WHERE l.category = ANY($1::text[]) AND NOT l.tombstone ORDER BY l.position"""  # noqa: S608
 HISTORY_SQL = f"""SELECT {COLUMNS} FROM es.events e
   WHERE e.category = ANY($1::text[]) AND e.position > $2 ORDER BY e.position"""  # noqa: S608
+COMMAND_SQL = """SELECT first_position, last_position, stream_version FROM es.command_dedup WHERE command_id = $1"""
 HEAD_SQL = """SELECT h.epoch, h.position, h.log_id::text, c.category, c.seq, c.position
   FROM es.log_head h LEFT JOIN es.category_head c ON true"""
 

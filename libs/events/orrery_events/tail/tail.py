@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ..log import EventLog
 
 TICK_S = 0.1
+WAIT_PATIENCE_S = 0.03
+"""How long somebody who waits for a position leaves it to NATS before Postgres is asked."""
 READ_TIMEOUT_S = 5.0
 REBUILD_TIMEOUT_S = 300.0
 REBUILD_RETRY_MIN_S = 0.2
@@ -141,7 +143,13 @@ class Tail(Generic[P]):
         """True as soon as every event up to `position` is in `state` (read your own writes)."""
         if self._machine.position >= position:
             return True
-        return await self._waiting.wait(position, timeout_s)
+        patience_s = min(WAIT_PATIENCE_S, timeout_s)
+        if await self._waiting.wait(position, patience_s):
+            return True
+        # NATS is slow or away: do not leave it to the next poll.
+        self._want_poll = True
+        self._log_work.set()
+        return await self._waiting.wait(position, timeout_s - patience_s)
 
     async def catch_up(self, timeout_s: float = 0.2) -> bool:
         """Reads the head from Postgres and applies up to it. True: everything that was committed before this call is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import datetime, timezone
 from typing import Any, Final
@@ -23,6 +24,8 @@ PAGE_MAX: Final = 200
 PAGE_DEFAULT: Final = 50
 PAGINATION: Final = "application/jupyterhub-pagination+json"
 NAMES_MAX: Final = 1000
+AT_ONCE: Final = 50
+"""Users whose creation is under way at the same time: they share commits."""
 SORTS: Final = ("id", "name", "last_activity")
 
 
@@ -144,12 +147,15 @@ async def create_users(request: web.Request) -> web.Response:
         raise HttpError(400, f"at most {NAMES_MAX} users can be created at once")
     names = list(dict.fromkeys(normalise_user_name(name) for name in body.usernames))
     operations, position, created = request.app[OPERATIONS], 0, []
-    for name in names:
-        try:
-            position = max(position, await operations.create_user(name, admin=body.admin, actor=principal.user_id))
-        except Exists:
-            continue
-        created.append(name)
+    for some in (names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)):
+        creating = (operations.create_user(name, admin=body.admin, actor=principal.user_id) for name in some)
+        for name, done in zip(some, await asyncio.gather(*creating, return_exceptions=True), strict=True):
+            if isinstance(done, Exists):
+                continue
+            if isinstance(done, BaseException):
+                raise done
+            position = max(position, done)
+            created.append(name)
     if not created:
         raise HttpError(409, f"All {len(names)} users already exist")
     return await _users_response(request, created, position, 201, many=True)
