@@ -402,7 +402,7 @@ def _stripped(target: bytes, base_length: int, depth: int) -> bytes:
 def _is_of_named_server(path: Path, route: Route, state: RouterState) -> bool:
     """True where the path is a named server's, which does not run or is not known yet to, and the route is that of the
     default server of the same person."""
-    if not route.server_id or route.server_name or len(path.segments) <= route.depth:
+    if route.host or not route.server_id or route.server_name or len(path.segments) <= route.depth:
         return False
     name = path.segments[route.depth]
     return bool(name) and name in state.server_names.get(route.owner_id, ())
