@@ -9,6 +9,15 @@ import pytest
 from tests.support.backbone import NatsServer, PostgresServer, blocking
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of a group share a platform. Spread over workers they would disturb each other in ways that look random."""
+    if config.getoption("loadgroup", default=False):
+        spread = [item.nodeid for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        if spread:
+            raise pytest.UsageError(f"pytest-xdist does not keep {spread[0]} with its group: check their versions")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """The worker's Postgres. Never kill it: others use it. `own_postgres` is for that."""

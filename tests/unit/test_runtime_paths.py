@@ -13,7 +13,6 @@ PUBLIC = {
     ("GET", "/hub/setup/abc"),
     ("POST", "/hub/setup/abc"),
     ("GET", "/setup/abc"),
-    ("POST", "/setup/abc"),
     ("GET", "/hub/api"),
     ("GET", "/hub/api/"),
     ("GET", "/hub/health"),

@@ -1,0 +1,203 @@
+"""The router's decisions against plain descriptions of what they should be."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from urllib.parse import quote, unquote_to_bytes
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from orrery_events.principal import Principal
+from orrery_router import domain
+from orrery_router.domain import BadPath, Peer, Route, Table, parse_target, segments_of
+
+NAMES = st.sampled_from(["user", "ada", "bob", "app", "a", "hub", ""])
+PREFIX = st.lists(NAMES.filter(bool), max_size=4).map(lambda parts: "/" + "".join(f"{p}/" for p in parts))
+HOSTS = st.sampled_from(["", "a.example.org", "b.example.org"])
+
+
+def route(prefix: str, host: str = "", route_id: str = "") -> Route:
+    return Route(
+        route_id=route_id or f"{host}{prefix}", prefix=prefix, host=host, target_host="127.0.0.1", target_port=1,
+        policy="owner", owner_id="u", owner_name="ada", server_id="s", server_name="", generation=1,
+        strip_prefix=False, secret_header="", secret_prefix="", depth=len(segments_of(prefix)),
+    )  # fmt: skip
+
+
+def longest(routes: dict[str, Route], host: str, path: str) -> Route | None:
+    """What the table should find, said as simply as possible."""
+    for name in (host, ""):
+        fits = [r for r in routes.values() if r.host == name and (path + "/").startswith(r.prefix)]
+        if fits:
+            return max(fits, key=lambda r: len(r.prefix))
+    return None
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.sampled_from(["set", "set", "remove"]), PREFIX, HOSTS), max_size=30),
+    st.lists(NAMES, min_size=1, max_size=6),
+    HOSTS,
+)
+def test_the_longest_prefix_of_whole_segments_wins(
+    changes: list[tuple[str, str, str]], parts: list[str], host: str
+) -> None:
+    table, model = Table(), dict[str, Route]()
+    for what, prefix, name in changes:
+        one = route(prefix, name)
+        if what == "set":
+            table.set(one)
+            model[one.route_id] = one
+        else:
+            table.remove(one.route_id)
+            model.pop(one.route_id, None)
+    path = "/" + "/".join(parts)
+    assert table.find(host, tuple(parts)) == longest(model, host, path)
+    assert {r.route_id for r in table.routes()} == set(model)
+    assert len(table) == len(model)
+
+
+def test_one_place_has_one_route() -> None:
+    table = Table()
+    table.set(route("/user/ada/", route_id="old"))
+    table.set(route("/user/ada/", route_id="new"))
+    assert [r.route_id for r in table.routes()] == ["new"]
+    table.remove("old")
+    assert len(table) == 1
+
+
+@settings(max_examples=500)
+@given(st.binary(max_size=60).map(lambda raw: b"/" + raw))
+@example(b"/user/%2e%2e/x")
+@example(b"/a/%252e%252e/b")
+@example(b"/a/%5c..%5c/b")
+def test_what_is_routed_is_what_is_forwarded(target: bytes) -> None:
+    """Whatever an upstream makes of the raw path, it cannot leave the prefix that was matched."""
+    try:
+        path = parse_target(target)
+    except BadPath:
+        return
+    assert path is not None
+    assert path.raw == target, "not one byte is changed"
+    raw = target.partition(b"?")[0]
+    for reading in (raw, unquote_to_bytes(raw), unquote_to_bytes(unquote_to_bytes(raw))):
+        parts = reading.replace(b"\\", b"/").split(b"/")
+        assert b"." not in parts
+        assert b".." not in parts
+    if not path.ambiguous:
+        decoded = [part.decode() for part in unquote_to_bytes(raw).split(b"/")[1:]]
+        assert list(path.segments) == decoded[: domain.SEGMENTS_MAX]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="/\\\0"), min_size=1), min_size=1, max_size=5))
+def test_segments_are_decoded(parts: list[str]) -> None:
+    if any(part in (".", "..") or "%" in part for part in parts):
+        return
+    path = parse_target(("/" + "/".join(quote(part, safe="") for part in parts)).encode())
+    assert path is not None
+    assert path.segments == tuple(parts)
+
+
+@pytest.mark.parametrize(
+    ("target", "base", "text"),
+    [
+        (b"/x", "/", "/x"), (b"/hub-a/x", "/hub-a/", "/x"), (b"/hub-a", "/hub-a/", "/"), (b"/hub-a/", "/hub-a/", "/"),
+        (b"/hub-ab/x", "/hub-a/", None), (b"/", "/hub-a/", None), (b"/hub-a?x=1", "/hub-a/", "/"),
+    ],
+)  # fmt: skip
+def test_below_a_base_path(target: bytes, base: str, text: str | None) -> None:
+    path = parse_target(target, base)
+    assert (path.text if path else None) == text
+
+
+def principal(user: str = "u", *, admin: bool = False, kind: str = "session", scopes: str = "") -> Principal:
+    return Principal(
+        user_id=user, name=user, admin=admin, kind="session" if kind == "session" else "token", id="i",
+        scopes=frozenset(scopes.split()), expires_at=None, issued_at=0.0,
+    )  # fmt: skip
+
+
+@pytest.mark.invariant(9)
+@pytest.mark.parametrize(
+    ("who", "policy", "verdict"),
+    [
+        (None, "public", "pass"),
+        (None, "owner", "sign_in"),
+        (None, "authenticated", "sign_in"),
+        (None, "made-up", "sign_in"),
+        (principal("other"), "authenticated", "pass"),
+        (principal("other"), "owner", "forbidden"),
+        (principal("u"), "owner", "pass"),
+        (principal("u"), "made-up", "forbidden"),
+        (principal("root", admin=True), "owner", "pass"),
+        (principal("root", admin=True), "made-up", "forbidden"),
+        (principal("u", kind="token", scopes="inherit"), "owner", "pass"),
+        (principal("u", kind="token", scopes="access:servers!user=u"), "owner", "pass"),
+        (principal("u", kind="token", scopes="read:users"), "owner", "forbidden"),
+        (principal("u", kind="token"), "owner", "forbidden"),
+        (principal("root", admin=True, kind="token", scopes="read:users"), "owner", "forbidden"),
+    ],
+)
+def test_access(who: Principal | None, policy: str, verdict: str) -> None:
+    assert domain.decide_access(policy, "u", who) == verdict
+
+
+def test_what_a_trusted_proxy_says() -> None:
+    said = [(b"X-Forwarded-For", b"1.1.1.1"), (b"x-forwarded-for", b"2.2.2.2"), (b"X-Forwarded-Proto", b"https"),
+            (b"X-Forwarded-Host", b"hub.example.org:8443, inner")]  # fmt: skip
+    stranger = domain.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=False), b"8000")
+    assert stranger == domain.Came(b"9.9.9.9", b"http", b"inner:1", b"8000")
+    proxy = domain.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=True), b"8000")
+    assert proxy == domain.Came(b"1.1.1.1, 2.2.2.2, 9.9.9.9", b"https", b"hub.example.org:8443", b"8443")
+    assert domain.came_from([], b"x", Peer("9.9.9.9", trusted=True), b"8000").port == b"80"
+    assert domain.same_origin(b"https://HUB.example.org:8443", proxy)
+    assert not domain.same_origin(b"http://hub.example.org:8443", proxy)
+    assert not domain.same_origin(b"https://hub.example.org", proxy)
+
+
+def test_networks() -> None:
+    networks = domain.networks_of("10.0.0.0/8, ::1,")
+    assert networks == (ip_network("10.0.0.0/8"), ip_network("::1"))
+    assert domain.is_in("10.9.8.7", networks)
+    assert domain.is_in("::1%lo", networks)
+    assert not domain.is_in("11.0.0.1", networks)
+    assert not domain.is_in("", networks)
+    assert not domain.is_in("10.9.8.7", ())
+    with pytest.raises(ValueError, match=r"10\.0\.0\.0/99"):
+        domain.networks_of("10.0.0.0/99")
+
+
+def test_the_default_port_is_no_other_origin() -> None:
+    came = domain.Came(b"", b"http", b"hub:80", b"80")
+    assert domain.same_origin(b"http://hub", came)
+    assert domain.origin_of("https://Hub.example.org/lab") == b"https://hub.example.org"
+    assert domain.origin_of("") == b""
+
+
+@pytest.mark.parametrize(
+    ("cookie", "left"),
+    [
+        (b"a=1; orrery-session=x; b=2", b"a=1; b=2"), (b"orrery-session=x", b""), (b" orrery-position=1;a=1", b"a=1"),
+        (b"orrery-sessions=x", b"orrery-sessions=x"), (b"a=orrery-session", b"a=orrery-session"),
+        (b'orrery-session="x"; a', b"a"),
+    ],
+)  # fmt: skip
+def test_cookies(cookie: bytes, left: bytes) -> None:
+    assert domain.cookies_without(cookie, domain.PLATFORM_COOKIES) == left
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("Set-Cookie", "own=1; Path=/user/ada/", True), ("Set-Cookie", "_xsrf=1; Path=/user/ada/", True),
+        ("Set-Cookie", "_xsrf=1; Path=/", False), ("Set-Cookie", "_xsrf=1; path=/hub/login", False),
+        ("set-cookie", "orrery-session=1; Path=/user/ada/", False), ("Set-Cookie", " orrery-session =1", False),
+        ("Set-Cookie", "_xsrf=1", False), ("Connection", "X-Hop", False), ("X-Hop", "1", False), ("X-Own", "1", True),
+    ],
+)  # fmt: skip
+def test_what_a_server_may_answer(name: str, value: str, kept: bool) -> None:
+    headers = [(name.encode(), value.encode()), (b"Connection", b"x-hop")]
+    left = domain.from_upstream(headers, trusted=False, base_url="/")
+    assert (left == [(name.encode(), value.encode())]) == kept
