@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import asyncpg
 import structlog
-from orrery_events.log.leases import Lease, LeaseLost, live_instances
 
 from orrery_events.errors import OrreryError
+from orrery_events.log.leases import Lease, LeaseLost, live_instances
 
 from . import metrics
 
