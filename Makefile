@@ -22,8 +22,9 @@ run: ## Run the whole platform on this machine (make run ARGS="--port 8080")
 test: lint ## Lint, then every test (real Postgres, NATS, JupyterLab)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore tests/tidy $(ARGS)
 
+# No cache: it does not notice when a module moves, and then calls an import sorted that is not.
 lint: install ## Style, types, import contracts, tidiness
-	$(BIN)/ruff check --no-cache .  # its cache does not notice a module that moved
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy libs services tests benchmarks requirements
 	$(BIN)/lint-imports
@@ -42,8 +43,9 @@ lock: install ## Resolve the dependencies anew (make lock ARGS=--upgrade)
 	$(COMPILE) --group build -o requirements/build.lock $(ARGS)
 	echo uv | $(COMPILE) - -o requirements/uv.lock $(ARGS)
 
-bench: install ## Measure (results go to benchmarks/results)
-	for script in benchmarks/*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+bench: install ## Measure on an idle machine (benchmarks/results, docs/performance.md)
+	for name in up convergence replay append; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.report --write
 
 clean: ## Remove .venv, caches and what was built; never data
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist test-artifacts

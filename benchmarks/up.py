@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import platform as machine
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks import report
 from tests.support.platform import Platform
 
-RESULTS = Path(__file__).parent / "results" / "up.json"
 IDLE_S = 10.0
 """How long the platform is left alone before its memory is read."""
 
@@ -69,18 +66,15 @@ async def main() -> None:
         memories.append(used)
         print(f"first {first_s:.2f} s, again {again_s:.2f} s")
     result = {
-        "machine": {"cores": psutil.cpu_count(), "system": machine.system(), "python": machine.python_version()},
         "rounds": rounds,
-        "first_s": {"median": statistics.median(firsts), "all": firsts},
-        "again_s": {"median": statistics.median(agains), "all": agains},
+        "first_s": {"median": round(statistics.median(firsts), 2), "all": [round(s, 2) for s in firsts]},
+        "again_s": {"median": round(statistics.median(agains), 2), "all": [round(s, 2) for s in agains]},
         "memory_mb": {
             slot: {key: statistics.median(m[slot][key] for m in memories) for key in ("pss_mb", "rss_mb")}
             for slot in sorted(memories[0])
         },
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    report.write("up", result)
 
 
 if __name__ == "__main__":

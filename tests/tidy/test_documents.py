@@ -8,6 +8,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from benchmarks import report
+
 from .sources import ROOT, shown, tracked
 
 
@@ -81,3 +83,8 @@ def test_make_alone_lists_every_command() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
     assert phony
     assert set(phony[1].split()) == targets
+
+
+def test_the_performance_page_shows_what_was_measured() -> None:
+    page = ROOT / "docs" / "performance.md"
+    assert page.read_text() == report.page(), "python -m benchmarks.report --write"
