@@ -89,6 +89,9 @@ async def test_the_banner_tells_what_one_needs(platform: Platform) -> None:
     assert f"--data-dir {platform.data_dir}" in said
     assert PASSWORD not in said
     assert "/hub/setup/" not in said, "there is an admin: nobody needs a link"
+    refused = platform.command("setup-link")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "there is an admin already: sign in" in refused.stderr
 
 
 async def test_status_lists_every_process(platform: Platform) -> None:
@@ -244,6 +247,10 @@ async def test_your_own_postgres_and_nats_switch_the_embedded_off(database_url: 
         link = re.search(rf"{platform.url}/hub/setup/\S+", platform.output.read_text())
         assert link, "an empty log: somebody must become the first admin"
         assert (await web.get(link.group())).status == 200
+        again = platform.command("setup-link", ORRERY_DATABASE_URL=database_url)
+        assert again.returncode == 0, again.stderr
+        assert (await web.get(again.stdout.strip())).status == 200
+        assert (await web.get(link.group())).status == 404, "only the newest is good"
         slots = {row["slot"] for row in await platform.status()}
         assert slots == {"relay", "auth", "api", "spawner", "router-1", "postgres (yours)", "nats (yours)"}
         await eventually(lambda: platform.command("status").returncode == 0, timeout_s=20)
@@ -301,6 +308,10 @@ async def test_everything_below_a_path_and_a_terminal_that_is_closed() -> None:
         link = re.search(rf"{platform.url}/hub-a/hub/setup/\S+", said.decode())
         assert link
         assert (await web.get(link.group())).status == 200
+        again = await asyncio.to_thread(platform.command, "setup-link")
+        assert again.returncode == 0, again.stderr
+        assert (await web.get(again.stdout.strip())).status == 200
+        assert (await web.get(link.group())).status == 404, "only the newest is good"
         process.stdout.close()
         process.send_signal(signal.SIGHUP)
         assert await asyncio.to_thread(process.wait, 30) == 0

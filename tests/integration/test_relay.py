@@ -12,11 +12,13 @@ import pytest
 from nats.js.errors import APIError
 
 from orrery_events import stream as stream_module
+from orrery_events.catalog.instance import instance_stream
 from orrery_events.catalog.route import RouteSet
 from orrery_events.catalog.server import Ready, server_stream
 from orrery_events.errors import OrreryError
 from orrery_events.heartbeat import Heartbeat, decode_heads, decode_heartbeat
-from orrery_events.relay import leader, publisher, settle
+from orrery_events.log import Lease
+from orrery_events.relay import chores, leader, publisher, settle
 from orrery_events.relay import relay as relay_module
 from orrery_events.relay.leader import Leadership
 from orrery_events.relay.publisher import Message, Overloaded, Publisher, WrongLastSequence, message_of, subject_of
@@ -213,16 +215,28 @@ async def test_runs_without_nats_and_catches_up_when_it_comes(bb: Backbone, nats
     assert await bb.assert_stream_equals_log() == last
 
 
-async def test_run_out_leases_become_instance_lost(bb: Backbone) -> None:
+async def test_leases_that_ran_out_with_postgres_away_are_only_lost_if_nobody_refreshes_them(
+    bb: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an outage: every lease looks as if its holder were dead, and one of the holders lives."""
+    monkeypatch.setattr(Lease, "REFRESH_S", 0.2)
+    monkeypatch.setattr(chores, "LEASES_GRACE_S", 1.0)
+    monkeypatch.setattr(chores, "LEASES_EVERY_S", 0.1)
+    lease = Lease(bb.log, bb.pool, service="auth", slot="auth-1", instance_id="alive")
+    await lease.acquire()
     await bb.pool.execute(
         "INSERT INTO es.instances (instance_id, slot, service, expires_at) VALUES ('i1', 'api-1', 'api', now())"
     )
+    await bb.pool.execute("UPDATE es.instances SET expires_at = now() - interval '1 minute'")
     await bb.relay()
+    refreshing = await bb.background(lease.refresh_forever)
 
-    async def lost() -> bool:
-        return [row.type for row in await bb.log.read_all(after_position=0)] == ["instance.lost"]
+    async def lost() -> list[str]:
+        return [row.stream_id for row in await bb.log.read_all(after_position=0) if row.type == "instance.lost"]
 
     await eventually(lost)
+    assert await lost() == [instance_stream("api-1")]
+    assert not refreshing.done()
 
 
 # The publisher

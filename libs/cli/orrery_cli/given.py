@@ -38,6 +38,24 @@ def given(name: str) -> Given | None:
     return None
 
 
+def text(name: str) -> str:
+    """The setting's value, or nothing."""
+    found = given(name)
+    return found.value if found else ""
+
+
+def base_path() -> str:
+    """What comes before every path, without the slash at the end."""
+    path = text("base_url").strip("/")
+    return f"/{path}" if path else ""
+
+
+def public_url(local: str) -> str:
+    """Where people find the platform; `local` (already with the base path) unless something else was configured."""
+    configured = text("public_url")
+    return configured.rstrip("/") + base_path() if configured else local
+
+
 def toml() -> dict[str, Any]:
     """The TOML file, whose mistakes are told by the services, who know every setting. Raises UsageError."""
     path = os.environ.get(f"{PREFIX}CONFIG", "")

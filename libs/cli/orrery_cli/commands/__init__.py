@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import doctor, down, events, migrate, replay, serve, status, up, version
+from . import doctor, down, events, migrate, replay, serve, setup_link, status, up, version
 
 app = typer.Typer(
     name="orrery",
@@ -22,5 +22,6 @@ app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
 app.command("migrate")(migrate.migrate)
 app.command("replay")(replay.replay)
+app.command("setup-link")(setup_link.setup_link)
 app.command("version")(version.version)
 app.add_typer(events.app, name="events")

@@ -22,7 +22,7 @@ from orrery_cli import leftovers, ports
 from orrery_cli.console import announce, complain, paint
 from orrery_cli.datadir import DataDir
 from orrery_cli.errors import UsageError
-from orrery_cli.given import given
+from orrery_cli.given import base_path, public_url, text
 from orrery_runtime.version import version
 
 from . import banner, readiness
@@ -65,8 +65,8 @@ class Up:
         self.bootstrap_password = os.environ.pop("ORRERY_BOOTSTRAP_PASSWORD", "")
         if options.bootstrap_admin and not self.bootstrap_password:
             raise UsageError("--bootstrap-admin needs the password in the environment: set ORRERY_BOOTSTRAP_PASSWORD")
-        self.database_url = options.database_url or _given("database_url")
-        self.nats_url = options.nats_url or _given("nats_url")
+        self.database_url = options.database_url or text("database_url")
+        self.nats_url = options.nats_url or text("nats_url")
         self.logs = Logs(self.data_dir.logs)
         self.preloader = Preloader(wanted=options.preload)
         self.backbone = Backbone(self.data_dir, self.logs, note=self._note, moved=self._record)
@@ -107,7 +107,7 @@ class Up:
         leftovers.end(self.data_dir)
         reserved = stack.enter_context(ports.reserve(self.options.host, self.options.port))
         port = reserved.getsockname()[1]
-        self.url = f"http://{_in_url(self.options.host)}:{port}{self._base_path()}"
+        self.url = f"http://{_in_url(self.options.host)}:{port}{base_path()}"
         stack.callback(self.data_dir.remove_run_file, "up")
         stack.callback(self.preloader.close)
         self.preloader.warm()
@@ -145,11 +145,6 @@ class Up:
             self.backbone_slots.append(self.backbone.nats_slot())
         await asyncio.gather(*(slot.open() for slot in self.backbone_slots))
 
-    def _base_path(self) -> str:
-        """What comes before every path, without the slash at the end."""
-        path = _given("base_url").strip("/")
-        return f"/{path}" if path else ""
-
     def _backend_url(self) -> str:
         return self.database_url or self.backbone.postgres.url()
 
@@ -177,13 +172,13 @@ class Up:
         )
 
     def _facts(self, outcome: Outcome) -> banner.Facts:
-        backbone, public_url = self.backbone, _given("public_url")
+        backbone = self.backbone
         postgres = "PostgreSQL, yours" if self.database_url else f"PostgreSQL {backbone.postgres.version()}, embedded"
         nats = "NATS, yours" if self.nats_url else f"NATS {backbone.nats.version}, embedded"
         return banner.Facts(
             version=version(),
             seconds=time.monotonic() - self.began,
-            url=public_url.rstrip("/") + self._base_path() if public_url else self.url,
+            url=public_url(self.url),
             setup_token=outcome.setup_token,
             bootstrap_admin=self.options.bootstrap_admin,
             data_dir=self.data_dir.path,
@@ -211,11 +206,6 @@ class Up:
         body = {"service": "up", "slot": "up", "pid": os.getpid(), "url": self.url, "version": version()}
         embedded = {"postgres": not self.database_url, "nats": not self.nats_url}
         self.data_dir.write_run_file("up", {**body, "embedded": embedded, "slots": slots})
-
-
-def _given(name: str) -> str:
-    found = given(name)
-    return found.value if found else ""
 
 
 def _in_url(host: str) -> str:

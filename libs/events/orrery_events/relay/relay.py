@@ -112,6 +112,7 @@ class Relay:
         """Ends, by an exception, when the lock is lost."""
         self.leading = True
         metrics.LEADING.set(1)
+        self._chores.begin()
         tasks = [
             asyncio.create_task(leadership.hold(), name="relay-hold"),
             asyncio.create_task(self._forever(self._copy), name="relay-copy"),
