@@ -209,6 +209,29 @@ async def test_a_snapshot_stands_still(url: str, log: EventLog) -> None:
         assert [r.position async for r in snapshot.latest()] == [1]
 
 
+async def test_an_append_reads_no_table_as_a_whole(url: str, log: EventLog) -> None:
+    """The session's plan is made while the tables are empty. Read whole, each append would take longer than the last."""
+    count = 600
+    for number in range(count):
+        await log.append(f"user-{number}", [user(str(number))])
+    connection = await asyncpg.connect(url)
+
+    async def counted() -> dict[str, int]:
+        await connection.execute("SELECT pg_stat_clear_snapshot()")
+        rows = await connection.fetch(
+            "SELECT relname, seq_tup_read, idx_scan FROM pg_stat_user_tables WHERE schemaname = 'es'"
+        )
+        looked_up = {row["relname"]: row["idx_scan"] for row in rows}
+        assert min(looked_up["stream_head"], looked_up["command_dedup"]) >= count, looked_up
+        return {row["relname"]: row["seq_tup_read"] for row in rows}
+
+    try:
+        read = await eventually(counted, timeout_s=20)
+        assert max(read.values()) < count, read
+    finally:
+        await connection.close()
+
+
 async def test_partitions_are_made_ahead_and_at_need(url: str, log: EventLog) -> None:
     connection = await asyncpg.connect(url)
     try:

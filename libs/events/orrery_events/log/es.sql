@@ -88,7 +88,9 @@ CREATE FUNCTION es.append(
   e_cmd int[], e_id uuid[], e_category text[], e_type text[], e_ver smallint[], e_key text[], e_tomb boolean[],
   e_data bytea[], e_meta jsonb[]
 ) RETURNS TABLE (cmd_no int, status text, stream_version bigint, first_position bigint, last_position bigint)
-LANGUAGE plpgsql AS $$
+-- A session keeps the plan that it made when the tables were empty: it would read them whole, and every append would
+-- take longer than the last. LATERAL … OFFSET 0 and this make it look each stream and command up by its key.
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE v_pos bigint; v_to bigint;
 BEGIN
@@ -103,8 +105,8 @@ BEGIN
   ), chk AS MATERIALIZED (
     SELECT cmd.*, coalesce(sh.version, 0) AS cur, d.command_id IS NOT NULL AS is_dup,
            d.stream_version AS d_ver, d.first_position AS d_first, d.last_position AS d_last
-    FROM cmd LEFT JOIN es.stream_head sh ON sh.stream_id = cmd.sid
-             LEFT JOIN es.command_dedup d ON d.command_id = cmd.cid
+    FROM cmd LEFT JOIN LATERAL (SELECT * FROM es.stream_head s WHERE s.stream_id = cmd.sid OFFSET 0) sh ON true
+             LEFT JOIN LATERAL (SELECT * FROM es.command_dedup c WHERE c.command_id = cmd.cid OFFSET 0) d ON true
   ), ok AS MATERIALIZED (
     SELECT chk.*, (sum(n) OVER (ORDER BY cmd_no) - n)::bigint AS p_off
     FROM chk WHERE NOT is_dup AND (exp IS NULL OR exp = cur)
