@@ -210,7 +210,7 @@ async def test_a_snapshot_stands_still(url: str, log: EventLog) -> None:
 
 
 async def test_an_append_reads_no_table_as_a_whole(url: str, log: EventLog) -> None:
-    """The session's plan is made while the tables are empty. Read whole, each append would take longer than the last."""
+    """A plan is made while the tables are empty. Read whole, each append would take longer than the last."""
     count = 600
     for number in range(count):
         await log.append(f"user-{number}", [user(str(number))])

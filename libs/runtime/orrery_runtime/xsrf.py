@@ -29,7 +29,7 @@ def new_token(key: bytes, binding: str = ANONYMOUS) -> str:
 
 
 def is_genuine(key: bytes, binding: str, token: str) -> bool:
-    """True if `new_token` made the token with this key for this session."""
+    """True if `new_token` made the token with this key for their session."""
     nonce, dot, mac = token.partition(".")
     if not dot or len(token) > TOKEN_LENGTH_MAX:
         return False

@@ -18,6 +18,7 @@ from orrery_events.errors import OrreryError
 from orrery_events.names import InvalidName
 from orrery_events.registry import Event
 from orrery_events.server_state import ENDED, STARTING, STOPPING, Phase, Server, facts
+from orrery_events.user_state import UserFold
 
 QUEUE_TIMEOUT_S: Final = 300.0
 """How long a start may wait for a spawner, on top of its profile's own limit."""
@@ -106,40 +107,23 @@ def decide_stop(server: Server, *, requested_by: str, remove: bool) -> list[Even
     return []
 
 
-class UserFold(msgspec.Struct, frozen=True):
-    """What a user's stream says."""
-
-    version: int = 0
-    last: UserCreated | UserUpdated | None = None
-
-    def evolve(self, event: Event, version: int) -> UserFold:
-        match event:
-            case UserCreated() | UserUpdated():
-                return UserFold(version, event)
-            case UserDeleted():
-                return UserFold(version)
-        return UserFold(version, self.last)
-
-
 def decide_create_user(user: UserFold, *, user_id: str, name: str, admin: bool, now: float) -> list[Event]:
     """Raises Exists."""
-    if user.last is not None:
+    if user.exists:
         raise Exists(f"User {name} already exists")
     return [UserCreated(user_id=user_id, name=name, admin=admin, created_at=now)]
 
 
 def decide_update_user(user: UserFold, *, admin: bool) -> list[Event]:
-    last = user.last
-    if last is None or last.admin == admin:
+    if not user.exists or user.admin == admin:
         return []
-    return [UserUpdated(user_id=last.user_id, name=last.name, admin=admin, created_at=last.created_at)]
+    return [UserUpdated(user_id=user.user_id, name=user.name, admin=admin, created_at=user.created_at)]
 
 
 def decide_delete_user(user: UserFold) -> list[Event]:
-    last = user.last
-    if last is None:
+    if not user.exists:
         return []
-    return [UserDeleted(user_id=last.user_id, name=last.name, admin=last.admin, created_at=last.created_at)]
+    return [UserDeleted(user_id=user.user_id, name=user.name, admin=user.admin, created_at=user.created_at)]
 
 
 def decide_profile(profile: Profile) -> list[Event]:

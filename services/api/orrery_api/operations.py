@@ -20,6 +20,7 @@ from orrery_events.log import EventLog
 from orrery_events.registry import Event
 from orrery_events.server_state import ENDED, Phase, Server, evolve
 from orrery_events.tail import Tail
+from orrery_events.user_state import UserFold, fold
 from orrery_runtime.identity import User
 
 from . import domain
@@ -186,11 +187,10 @@ class Operations:
             await self.stop(entry.server.server_id, remove=True, actor=actor)
         return await self._decide_user(user.name, domain.decide_delete_user, actor)
 
-    async def _decide_user(self, name: str, decide: Callable[[domain.UserFold], list[Event]], actor: str) -> int:
+    async def _decide_user(self, name: str, decide: Callable[[UserFold], list[Event]], actor: str) -> int:
         for _ in range(RETRIES_MAX):
-            user = domain.UserFold()
-            for row in await self.log.read_stream(user_stream(name), limit=10_000):
-                user = user.evolve(row.event(), row.stream_version)
+            rows = await self.log.read_stream(user_stream(name), limit=10_000)
+            user = fold((row.event(), row.stream_version) for row in rows)
             events = decide(user)
             if not events:
                 return 0

@@ -9,16 +9,16 @@ more room, so that one address cannot try every account. It is forgotten when no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
 from orrery_events.catalog.auth import CredentialChanged, TokenIssued
-from orrery_events.catalog.user import UserCreated, UserDeleted, UserEvent
+from orrery_events.catalog.user import UserCreated
 from orrery_events.errors import OrreryError
 from orrery_events.registry import Event
+from orrery_events.user_state import UserFold
 
 PASSWORD_LENGTH_MIN: Final = 8
 PASSWORD_BYTES_MAX: Final = 1024
@@ -39,38 +39,6 @@ class BadPassword(OrreryError):
 
 class NameTaken(OrreryError):
     """There is a user of that name already. Choose another one."""
-
-
-class UserFold(msgspec.Struct, frozen=True):
-    """What a user's stream says."""
-
-    version: int = 0
-    user_id: str = ""
-    name: str = ""
-    admin: bool = False
-    created_at: float = 0.0
-
-    @property
-    def exists(self) -> bool:
-        return bool(self.user_id)
-
-
-def evolve(state: UserFold, version: int, event: Event) -> UserFold:
-    """The fold of one user's stream."""
-    match event:
-        case UserDeleted():
-            return UserFold(version)
-        case UserEvent():
-            return UserFold(version, event.user_id, event.name, event.admin, event.created_at)
-    return msgspec.structs.replace(state, version=version)
-
-
-def fold(events: Iterable[tuple[int, Event]]) -> UserFold:
-    """`(stream version, event)` pairs in order."""
-    state = UserFold()
-    for version, event in events:
-        state = evolve(state, version, event)
-    return state
 
 
 def decide_create(state: UserFold, *, user_id: str, name: str, admin: bool, now: float) -> list[Event]:

@@ -30,6 +30,7 @@ from orrery_events.log import EventLog
 from orrery_events.names import InvalidName, normalise_user_name
 from orrery_events.principal import Principal
 from orrery_events.tail import Tail
+from orrery_events.user_state import UserFold, fold
 from orrery_runtime.identity import Claims, User, sign
 from orrery_runtime.jws import SigningKey
 
@@ -59,10 +60,10 @@ class SignedIn(msgspec.Struct, frozen=True):
     position: int
 
 
-async def read_user(log: EventLog, name: str) -> domain.UserFold:
+async def read_user(log: EventLog, name: str) -> UserFold:
     """The user's stream, folded from Postgres."""
     rows = await log.read_stream(user_stream(name))
-    return domain.fold((row.stream_version, row.event()) for row in rows)
+    return fold((row.event(), row.stream_version) for row in rows)
 
 
 async def create_user(

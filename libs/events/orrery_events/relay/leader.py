@@ -37,7 +37,7 @@ class Leadership:
         self._connection: asyncpg.Connection | None = None
 
     async def acquire(self) -> None:
-        """Returns once this session leads. Raises asyncpg and OS errors."""
+        """Returns once this connection holds the lock. Raises asyncpg and OS errors."""
         self._connection = await asyncpg.connect(
             self._url, timeout=STATEMENT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, server_settings=_SETTINGS
         )
