@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import statistics
 import time
 from typing import Any
@@ -73,10 +74,11 @@ async def fill(log: EventLog, servers: int, events: int) -> None:
             await asyncio.gather(*calls[start : start + AT_ONCE])
 
     await all_of([user(number) for number in range(servers)])
-    cycles = round((events - servers) / (servers * EVENTS_PER_CYCLE))
+    # One event for each user, and the last cycle stops half-way.
+    cycles = math.ceil((events + servers) / (servers * EVENTS_PER_CYCLE))
     for generation in range(1, cycles + 1):
         await all_of([one(number, generation, last=generation == cycles) for number in range(servers)])
-        print(f"cycle {generation} of {cycles}: position {(await log.head()).position}")
+        print(f"cycle {generation} of {cycles}")
 
 
 async def replay(log: EventLog) -> tuple[float, int]:

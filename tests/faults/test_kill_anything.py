@@ -32,6 +32,13 @@ QUICK = {
     "command": ["{python}", "-m", "http.server", "{port}", "--bind", "127.0.0.1", "--directory", "{home}"],
     "strip_prefix": True,
 }
+WAITS_THEN_SERVES = """
+import sys, time, http.server as h
+time.sleep(3)
+h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind="127.0.0.1")
+"""
+SLOW = {"display_name": "Slow", "command": ["{python}", "-c", WAITS_THEN_SERVES, "{port}"], "strip_prefix": True}
+"""Takes so long to start that something can be killed meanwhile."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -48,6 +55,8 @@ async def platform() -> AsyncIterator[Platform]:
 async def ada(platform: Platform) -> AsyncIterator[Person]:
     async with platform.sign_in() as ada:
         status, answer = await ada.api("PUT", "/profiles/quick", QUICK)
+        assert status in (200, 201), (status, answer)
+        status, answer = await ada.api("PUT", "/profiles/slow", SLOW)
         assert status in (200, 201), (status, answer)
         yield ada
 
@@ -81,29 +90,31 @@ async def event_seen(ada: Person, server: str, type_: str) -> None:
 async def test_a_killed_service_comes_back_and_the_kernel_never_notices(
     platform: Platform, ada: Person, kernel: Kernel, slot: str
 ) -> None:
+    server = await being_started(ada, f"with-{slot}")
     old = await platform.kill(slot, wait=False)
     await eventually(kernel.answers, timeout_s=5)
     await platform.replaced(slot, old)
     await eventually(kernel.answers, timeout_s=5)
-    await ada.start_server("after", "quick")
-    await ada.stop_server("after")
+    await exactly_one_ready(platform, ada, server)
 
 
 @pytest.mark.invariant(12)
 async def test_nats_killed(platform: Platform, ada: Person, kernel: Kernel) -> None:
+    server = await being_started(ada, "with-nats")
     old = await platform.kill("nats", wait=False)
     await eventually(kernel.answers, timeout_s=5)
     await platform.replaced("nats", old)
-    await ada.start_server("nats-down", "quick")
-    await ada.stop_server("nats-down")
+    await exactly_one_ready(platform, ada, server)
 
 
 @pytest.mark.invariant(12)
 async def test_postgres_killed(platform: Platform, ada: Person, kernel: Kernel) -> None:
+    server = await being_started(ada, "with-postgres")
     old = await platform.kill("postgres", wait=False)
     assert await kernel.run("6*7", timeout_s=5) == "42", "the data plane needs no database"
     await platform.replaced("postgres", old)
     await eventually(kernel.answers, timeout_s=5)
+    await exactly_one_ready(platform, ada, server)
 
     async def starts_again() -> bool:
         status, _ = await ada.api("POST", ada.server_path("pg-down"), {"profile": "quick"})
@@ -176,6 +187,15 @@ async def test_spawner_killed_after_its_claim(platform: Platform, ada: Person, k
     await platform.replaced("spawner", old)
     await exactly_one_ready(platform, ada, server)
     await eventually(kernel.answers, timeout_s=5)
+
+
+async def being_started(ada: Person, server: str) -> str:
+    """A start that a spawner has claimed and that takes a while yet."""
+    status, answer = await post_without_waiting(ada, server, "slow")
+    assert status == 202, (status, answer)
+    await event_seen(ada, server, "server.start_claimed")
+    assert "server.ready" not in await starts(ada, server), "too late to kill anything during it"
+    return server
 
 
 async def post_without_waiting(ada: Person, server: str, profile: str) -> tuple[int, object]:
