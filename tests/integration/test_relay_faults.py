@@ -11,7 +11,6 @@ from nats.js.api import StreamConfig
 
 from orrery_events.relay import Relay
 from orrery_events.relay import relay as relay_module
-from orrery_events.stream import find_stream
 from orrery_events.subjects import HEAD
 from tests.support.backbone import NatsServer, PostgresServer
 from tests.support.bus import Backbone, backbone
@@ -35,12 +34,6 @@ async def append(bb: Backbone, count: int = 5) -> int:
     for _ in range(count):
         last = (await bb.set_route()).last_position
     return last
-
-
-async def created(bb: Backbone) -> str:
-    assert bb.bus.client is not None
-    info = await find_stream(bb.bus.client.jetstream())
-    return str(info.created) if info else ""
 
 
 async def lose_postgres_tail(bb: Backbone, keep: int) -> None:
@@ -125,14 +118,14 @@ async def test_a_foreign_publish_is_found_and_healed(bb: Backbone, busy: bool) -
     await bb.relay()
     last = await append(bb)
     await bb.relayed(last)
-    before = await created(bb)
+    before = await bb.stream_created()
     assert bb.bus.client is not None
     await bb.bus.client.jetstream().publish("orrery.v1.evt.route.x.set", b"{}", headers={"ce-id": "forged"})
     if busy:
         last = await append(bb)
 
     async def healed() -> bool:
-        return await created(bb) not in ("", before) and (await bb.stream_state())[1] == last
+        return await bb.stream_created() not in ("", before) and (await bb.stream_state())[1] == last
 
     await eventually(healed)
     assert await bb.assert_stream_equals_log() == last
@@ -156,12 +149,12 @@ async def test_the_heartbeat_tells_consumers_that_the_stream_is_another(bb: Back
 async def test_a_lost_tail_of_postgres_stops_the_relay_until_the_epoch_is_raised(bb: Backbone) -> None:
     relay = await bb.relay()
     await bb.relayed(await append(bb, 10))
-    before = await created(bb)
+    before = await bb.stream_created()
     await lose_postgres_tail(bb, keep=6)
     assert "Postgres lost its tail" in await diverged(relay)
     assert "raising the log's epoch" in relay.diverged
     assert relay._settled is None, "no heartbeat: consumers read Postgres"
-    assert await created(bb) == before, "what Postgres lost is kept for whoever has to decide"
+    assert await bb.stream_created() == before, "what Postgres lost is kept for whoever has to decide"
     await bb.pool.execute("UPDATE es.log_head SET epoch = epoch + 1")
     last = await append(bb, 2)
     await bb.relayed(last)

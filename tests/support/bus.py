@@ -16,6 +16,7 @@ from orrery_events.log import Appended, EventLog, create_pool
 from orrery_events.recorded import Recorded
 from orrery_events.registry import Event
 from orrery_events.relay import Relay
+from orrery_events.stream import find_stream
 from orrery_events.tail import Tail
 from tests.support.wait import eventually
 
@@ -53,6 +54,12 @@ class Backbone:
         self.log = log
         self._stack = stack
         self._count = 0
+
+    async def stream_created(self) -> str:
+        """When the stream was made: another time is another stream. Empty: there is none."""
+        assert self.bus.client is not None
+        info = await find_stream(self.bus.client.jetstream())
+        return str(info.created) if info else ""
 
     async def background(self, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         async def main() -> None:
