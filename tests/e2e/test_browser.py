@@ -80,6 +80,7 @@ async def test_from_the_set_up_link_to_a_cell(browser: Browser) -> None:
         await expect(cell).to_contain_text("6 * 7")
         await page.keyboard.press("Shift+Enter")
         await expect(page.locator(".jp-OutputArea-output").first).to_contain_text("42", timeout=60_000)
+        await expect(page.get_by_text("Jupyter news")).to_have_count(0)
         await picture(page, "4-cell")
 
         await page.goto(f"{platform.url}/hub/home")
