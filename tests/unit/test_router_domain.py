@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orrery_events.principal import Principal
-from orrery_router import domain
-from orrery_router.domain import BadPath, Peer, Route, Table, parse_target, segments_of
+from orrery_router import domain, passing
+from orrery_router.domain import BadPath, Route, Table, parse_target, segments_of
+from orrery_router.passing import Peer
 
 NAMES = st.sampled_from(["user", "ada", "bob", "app", "a", "hub", ""])
 PREFIX = st.lists(NAMES.filter(bool), max_size=4).map(lambda parts: "/" + "".join(f"{p}/" for p in parts))
@@ -147,33 +148,33 @@ def test_access(who: Principal | None, policy: str, verdict: str) -> None:
 def test_what_a_trusted_proxy_says() -> None:
     said = [(b"X-Forwarded-For", b"1.1.1.1"), (b"x-forwarded-for", b"2.2.2.2"), (b"X-Forwarded-Proto", b"https"),
             (b"X-Forwarded-Host", b"hub.example.org:8443, inner")]  # fmt: skip
-    stranger = domain.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=False), b"8000")
-    assert stranger == domain.Came(b"9.9.9.9", b"http", b"inner:1", b"8000")
-    proxy = domain.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=True), b"8000")
-    assert proxy == domain.Came(b"1.1.1.1, 2.2.2.2, 9.9.9.9", b"https", b"hub.example.org:8443", b"8443")
-    assert domain.came_from([], b"x", Peer("9.9.9.9", trusted=True), b"8000").port == b"80"
-    assert domain.same_origin(b"https://HUB.example.org:8443", proxy)
-    assert not domain.same_origin(b"http://hub.example.org:8443", proxy)
-    assert not domain.same_origin(b"https://hub.example.org", proxy)
+    stranger = passing.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=False), b"8000")
+    assert stranger == passing.Came(b"9.9.9.9", b"http", b"inner:1", b"8000")
+    proxy = passing.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=True), b"8000")
+    assert proxy == passing.Came(b"1.1.1.1, 2.2.2.2, 9.9.9.9", b"https", b"hub.example.org:8443", b"8443")
+    assert passing.came_from([], b"x", Peer("9.9.9.9", trusted=True), b"8000").port == b"80"
+    assert passing.same_origin(b"https://HUB.example.org:8443", proxy)
+    assert not passing.same_origin(b"http://hub.example.org:8443", proxy)
+    assert not passing.same_origin(b"https://hub.example.org", proxy)
 
 
 def test_networks() -> None:
-    networks = domain.networks_of("10.0.0.0/8, ::1,")
+    networks = passing.networks_of("10.0.0.0/8, ::1,")
     assert networks == (ip_network("10.0.0.0/8"), ip_network("::1"))
-    assert domain.is_in("10.9.8.7", networks)
-    assert domain.is_in("::1%lo", networks)
-    assert not domain.is_in("11.0.0.1", networks)
-    assert not domain.is_in("", networks)
-    assert not domain.is_in("10.9.8.7", ())
+    assert passing.is_in("10.9.8.7", networks)
+    assert passing.is_in("::1%lo", networks)
+    assert not passing.is_in("11.0.0.1", networks)
+    assert not passing.is_in("", networks)
+    assert not passing.is_in("10.9.8.7", ())
     with pytest.raises(ValueError, match=r"10\.0\.0\.0/99"):
-        domain.networks_of("10.0.0.0/99")
+        passing.networks_of("10.0.0.0/99")
 
 
 def test_the_default_port_is_no_other_origin() -> None:
-    came = domain.Came(b"", b"http", b"hub:80", b"80")
-    assert domain.same_origin(b"http://hub", came)
-    assert domain.origin_of("https://Hub.example.org/lab") == b"https://hub.example.org"
-    assert domain.origin_of("") == b""
+    came = passing.Came(b"", b"http", b"hub:80", b"80")
+    assert passing.same_origin(b"http://hub", came)
+    assert passing.origin_of("https://Hub.example.org/lab") == b"https://hub.example.org"
+    assert passing.origin_of("") == b""
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_the_default_port_is_no_other_origin() -> None:
     ],
 )  # fmt: skip
 def test_cookies(cookie: bytes, left: bytes) -> None:
-    assert domain.cookies_without(cookie, domain.PLATFORM_COOKIES) == left
+    assert passing.cookies_without(cookie, passing.PLATFORM_COOKIES) == left
 
 
 @pytest.mark.parametrize(
@@ -199,5 +200,5 @@ def test_cookies(cookie: bytes, left: bytes) -> None:
 )  # fmt: skip
 def test_what_a_server_may_answer(name: str, value: str, kept: bool) -> None:
     headers = [(name.encode(), value.encode()), (b"Connection", b"x-hop")]
-    left = domain.from_upstream(headers, trusted=False, base_url="/")
+    left = passing.from_upstream(headers, trusted=False, base_url="/")
     assert (left == [(name.encode(), value.encode())]) == kept

@@ -18,9 +18,9 @@ from orrery_runtime.process import Process, run
 
 from .dataplane.limits import Limits
 from .dataplane.server import DataPlane
-from .domain import networks_of
 from .gateway import Gateway
 from .handlers import Activity
+from .passing import networks_of
 from .projections import CATEGORIES, RouterState
 
 CATCH_UP_S: Final = 0.2

@@ -1,4 +1,4 @@
-"""The router's decisions, without I/O: what a path means, which route it takes, who may pass, what is handed on.
+"""The router's decisions, without I/O: what a path means, which route it takes, who may pass.
 
 What is routed is exactly what is forwarded: a path is cut at its raw slashes and each piece is percent-decoded alone,
 so that an encoded slash never makes a segment; a path with dot segments in any spelling is refused.
@@ -7,50 +7,16 @@ so that an encoded slash never makes a segment; a path with dot segments in any 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from orrery_events.catalog.route import RouteSet
-from orrery_events.principal import SESSION_COOKIE, TOKEN_PREFIX, Principal
+from orrery_events.principal import Principal
 
-Header = tuple[bytes, bytes]
-"""Name as sent, value."""
-
-HOP_BY_HOP: Final = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
-"""RFC 9110 §7.6.1 and what is treated like it."""
-OURS_TO_SET: Final = frozenset(
-    {
-        b"forwarded",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-port",
-        b"x-forwarded-proto",
-        b"x-real-ip",
-        b"x-request-id",
-    }
-)
-"""Nobody but us tells an upstream where a request came from."""
-OUR_PREFIX: Final = b"x-orrery-"
-PLATFORM_COOKIES: Final = frozenset({SESSION_COOKIE.encode(), b"orrery-position"})
-XSRF_COOKIE: Final = b"_xsrf"
 SEGMENTS_MAX: Final = 64
 """Deepest prefix that is looked for."""
-TOKEN_BYTES: Final = TOKEN_PREFIX.encode()
 
 
 class BadPath(ValueError):
@@ -243,163 +209,3 @@ def may_access(principal: Principal, owner_id: str) -> bool:
     if principal.kind == "session" or "inherit" in principal.scopes:
         return True
     return any(scope.partition("!")[0] in ("self", "servers", "access:servers") for scope in principal.scopes)
-
-
-Networks = tuple[IPv4Network | IPv6Network, ...]
-
-
-def networks_of(text: str) -> Networks:
-    """`10.0.0.0/8, ::1` → networks. Raises ValueError that names the one that is none."""
-    return tuple(ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
-
-
-def is_in(address: str, networks: Networks) -> bool:
-    """False for what is no address (a unix socket's peer)."""
-    if not networks:
-        return False
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    return any(parsed in network for network in networks)
-
-
-class Peer(msgspec.Struct, frozen=True):
-    """The other end of a client's connection."""
-
-    address: str
-    trusted: bool
-    """A proxy in front of us, whose word about where a request came from is believed."""
-
-
-class Came(msgspec.Struct, frozen=True):
-    """Where a request came from, as upstreams are told."""
-
-    addresses: bytes
-    scheme: bytes
-    host: bytes
-    port: bytes
-
-
-def came_from(headers: Iterable[Header], host: bytes, peer: Peer, port: bytes) -> Came:
-    """What we saw ourselves, or what a trusted proxy says that it saw."""
-    address = peer.address.encode()
-    if not peer.trusted:
-        return Came(address, b"http", host, port)
-    said: dict[bytes, bytes] = {}
-    for name, value in headers:
-        lower = name.lower()
-        if lower in OURS_TO_SET:
-            said[lower] = said[lower] + b", " + value if lower in said else value
-    scheme = b"https" if _first(said.get(b"x-forwarded-proto", b"")).lower() == b"https" else b"http"
-    host = _first(said.get(b"x-forwarded-host", b"")) or host
-    named = host.rpartition(b":")[2]
-    default = b"443" if scheme == b"https" else b"80"
-    said_port = _first(said.get(b"x-forwarded-port", b""))
-    port = said_port if said_port.isdigit() else named if b":" in host and named.isdigit() else default
-    before = said.get(b"x-forwarded-for", b"")
-    return Came(before + b", " + address if before else address, scheme, host, port)
-
-
-def _first(value: bytes) -> bytes:
-    return value.partition(b",")[0].strip()
-
-
-def same_origin(origin: bytes, came: Came) -> bool:
-    """True if a browser's `Origin` is the one that it was answered from."""
-    here = came.scheme + b"://" + came.host.lower()
-    default = b":443" if came.scheme == b"https" else b":80"
-    return origin.lower() in (here, here.removesuffix(default))
-
-
-def origin_of(url: str) -> bytes:
-    """`https://hub.example.org/x` → its origin, as browsers spell it; empty for an empty URL."""
-    scheme, mark, rest = url.lower().partition("://")
-    return (scheme + mark + rest.partition("/")[0]).encode()
-
-
-def hop_by_hop_of(headers: Iterable[Header]) -> frozenset[bytes]:
-    """Names that end here: the well-known ones and those that `Connection` lists."""
-    listed = [
-        name.strip().lower() for key, value in headers if key.lower() == b"connection" for name in value.split(b",")
-    ]
-    return HOP_BY_HOP | frozenset(listed) if listed else HOP_BY_HOP
-
-
-def cookies_without(value: bytes, dropped: frozenset[bytes]) -> bytes:
-    """A Cookie header's value without some cookies; empty if none is left."""
-    kept = [pair for pair in value.split(b";") if pair.strip().partition(b"=")[0].strip() not in dropped]
-    return b";".join(kept).strip()
-
-
-def query_without_tokens(raw: bytes) -> bytes:
-    """The target without query parameters that hold a platform token."""
-    path, mark, query = raw.partition(b"?")
-    if not mark or TOKEN_BYTES not in unquote_to_bytes(query):
-        return raw
-    kept = [part for part in query.split(b"&") if TOKEN_BYTES not in unquote_to_bytes(part)]
-    return path + (mark + b"&".join(kept) if kept else b"")
-
-
-def for_user_server(headers: Iterable[Header], *, secret_header: bytes) -> list[Header]:
-    """Request headers as a user's server may see them: nothing that would let it act for its visitor."""
-    headers = list(headers)
-    dropped = hop_by_hop_of(headers)
-    ours = _canonical(secret_header)
-    kept: list[Header] = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower in dropped or _is_ours_to_set(name) or _canonical(name) == ours:
-            continue
-        if lower in (b"authorization", b"x-xsrftoken") and TOKEN_BYTES in value:
-            continue
-        if lower == b"cookie":
-            value = cookies_without(value, PLATFORM_COOKIES)  # noqa: PLW2901
-            if not value:
-                continue
-        if lower == b"referer" and TOKEN_BYTES in unquote_to_bytes(value):
-            continue
-        kept.append((name, value))
-    return kept
-
-
-def for_control_plane(headers: Iterable[Header]) -> list[Header]:
-    """Request headers for auth and api: credentials stay, nobody's word about where it came from does."""
-    headers = list(headers)
-    dropped = hop_by_hop_of(headers)
-    return [(name, value) for name, value in headers if name.lower() not in dropped and not _is_ours_to_set(name)]
-
-
-def _canonical(name: bytes) -> bytes:
-    """As CGI and WSGI programs read a header's name: to them `X_Real_IP` is `X-Real-IP`."""
-    return name.lower().replace(b"_", b"-")
-
-
-def _is_ours_to_set(name: bytes) -> bool:
-    canonical = _canonical(name)
-    return canonical in OURS_TO_SET or canonical.startswith(OUR_PREFIX)
-
-
-def from_upstream(headers: Iterable[Header], *, trusted: bool, base_url: str) -> list[Header]:
-    """Response headers for the browser. A user's server may not set the platform's cookies (`trusted`: auth, api)."""
-    headers = list(headers)
-    dropped = hop_by_hop_of(headers)
-    return [
-        (name, value)
-        for name, value in headers
-        if (lower := name.lower()) not in dropped
-        and (trusted or lower != b"set-cookie" or not _is_platform_cookie(value, base_url))
-    ]
-
-
-def _is_platform_cookie(value: bytes, base_url: str) -> bool:
-    name = value.partition(b"=")[0].strip()
-    if name in PLATFORM_COOKIES:
-        return True
-    if name != XSRF_COOKIE:
-        return False
-    # A server's own `_xsrf` is fine below its own path; at the root or the hub's path it would shadow ours.
-    paths = [a.strip()[5:].strip() for a in value.split(b";")[1:] if a.strip().lower().startswith(b"path=")]
-    path = paths[-1] if paths else b""
-    base = base_url.encode()
-    return path.rstrip(b"/") + b"/" in (b"/", base) or (path + b"/").startswith(base + b"hub/")

@@ -19,26 +19,17 @@ from orrery_events.ids import new_id
 from orrery_events.principal import SESSION_COOKIE, Principal
 from orrery_runtime import paths, telemetry
 from orrery_runtime.identity import Verifier
-from orrery_runtime.pages import SECURITY_HEADERS, error_page
 from orrery_runtime.secrets import EDGE_HEADER, Secrets
 
-from . import domain
+from . import domain, passing
 from .dataplane import limits
-from .dataplane.head import SAFE, BadRequest, Head, request_bytes, response_bytes
+from .dataplane.head import SAFE, BadRequest, Head, request_bytes
 from .dataplane.limits import Limits
 from .dataplane.upstream import Target
-from .domain import BadPath, Path, Peer, Route
+from .domain import BadPath, Path, Route
+from .passing import Peer
 from .projections import RouterState
-
-RETRY_AFTER_S: Final = b"2"
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """Answered here."""
-
-    status: int
-    content: bytes
-    close: bool = False
+from .replies import Replies, Reply, too_large
 
 
 class Plan(msgspec.Struct, kw_only=True):
@@ -81,7 +72,8 @@ class Gateway:
     ) -> None:
         self._state, self._verifier, self._secrets = state, verifier, secrets
         self._base_url, self._bounds = base_url, bounds
-        self._public_origin = domain.origin_of(public_url)
+        self.replies = Replies(base_url)
+        self._public_origin = passing.origin_of(public_url)
         self._port = str(port).encode()
         self._tracing = tracing
         self._turn = 0
@@ -94,9 +86,9 @@ class Gateway:
         except BadPath as error:
             raise BadRequest(400, f"This address cannot be used: {error}.") from None
         if (path is None and head.target.partition(b"?")[0] == b"/") or (path is not None and path.text == "/"):
-            return self._redirect(f"{self._base_url}hub/".encode(), request_id)
+            return self.replies.redirect(f"{self._base_url}hub/".encode(), request_id)
         if path is None:
-            return self._not_found(head, request_id)
+            return self.replies.not_found(head, request_id)
         if paths.is_control(path.text):
             return self._control(head, path, peer, request_id, last_look=last_look)
         return self._server(head, path, peer, request_id, last_look=last_look, proven=proven)
@@ -114,19 +106,19 @@ class Gateway:
             if principal is None and not last_look:
                 return Miss()
             if not isinstance(principal, Principal):
-                return self._sign_in(head, path, request_id)
+                return self.replies.sign_in(head, path, request_id)
         service = paths.service_for(path.text, method)
         backends = self._state().backends_of(service)
         if not backends:
             if not last_look:
                 return Miss()
-            return self.unavailable(head, request_id, f"No instance of {service} is running.")
+            return self.replies.unavailable(head, request_id, f"No instance of {service} is running.")
         self._turn += 1
         live = [b for b in backends if not b.draining]
         turn = self._turn % len(live) if live else 0
         ordered = live[turn:] + live[:turn] + [b for b in backends if b.draining]
         span, traceparent = self._span(head, f"{method} {self._base_url}hub/*", None)
-        headers = domain.for_control_plane(head.headers)
+        headers = passing.for_control_plane(head.headers)
         headers += self._forwarded(head, peer, request_id, b"")
         headers.append((EDGE_HEADER.encode(), self._secrets.edge_proof.encode()))
         return Plan(
@@ -161,9 +153,9 @@ class Gateway:
         known = principal if isinstance(principal, Principal) else None
         match domain.decide_access(route.policy, route.owner_id, known):
             case "sign_in":
-                return self._sign_in(head, path, request_id)
+                return self.replies.sign_in(head, path, request_id)
             case "forbidden":
-                return self.page(
+                return self.replies.page(
                     head, 403, f"This server belongs to {route.owner_name}, and you may not use it.", request_id,
                     action=("Your own servers", f"{self._base_url}hub/home"),
                 )  # fmt: skip
@@ -172,16 +164,16 @@ class Gateway:
         if self._bounds.body_bytes_max and head.length > self._bounds.body_bytes_max:
             raise BadRequest(413, too_large(self._bounds.body_bytes_max))
         if len(path.segments) == route.depth and head.method in (b"GET", b"HEAD") and route.depth:
-            return self._redirect(_with_slash(head.target), request_id)
+            return self.replies.redirect(_with_slash(head.target), request_id)
         return self._plan(head, path, route, peer, request_id)
 
     def _plan(self, head: Head, path: Path, route: Route, peer: Peer, request_id: str) -> Plan:
         name = route.secret_header.encode()
-        headers = domain.for_user_server(head.headers, secret_header=name)
+        headers = passing.for_user_server(head.headers, secret_header=name)
         if name and route.server_id:
             secret = self._secrets.server_secret(route.server_id, route.generation)
             headers.append((name, (route.secret_prefix + secret).encode()))
-        target = domain.query_without_tokens(head.target)
+        target = passing.query_without_tokens(head.target)
         prefix = b""
         if route.strip_prefix:
             prefix = self._base_url.encode()[:-1] + quote(route.prefix).encode()
@@ -205,22 +197,26 @@ class Gateway:
         """A server that does not run, or nothing at all."""
         principal = self._principal(head)
         if not isinstance(principal, Principal):
-            return self._sign_in(head, path, request_id)
+            return self.replies.sign_in(head, path, request_id)
         state = self._state()
         if len(path.segments) >= 2 and path.segments[0] == "user":
             owner = state.identity.user_by_name(path.segments[1])
             if owner is None or not domain.may_access(principal, owner.user_id):
                 if principal.admin and proven:
-                    return self._not_found(head, request_id)
-                return self.page(head, 403, "You may not use this server, or there is none.", request_id)
+                    return self.replies.not_found(head, request_id)
+                return self.replies.page(head, 403, "You may not use this server, or there is none.", request_id)
             if not proven:
-                return self.unavailable(head, request_id, "It cannot be told right now whether this server runs.")
+                return self.replies.unavailable(
+                    head, request_id, "It cannot be told right now whether this server runs."
+                )
             named = path.segments[2] if len(path.segments) > 2 else ""
             server = named if named in state.server_names.get(owner.user_id, ()) else ""
-            return self._stopped(head, owner.name, server, request_id)
+            return self.replies.stopped(head, owner.name, server, request_id)
         if not proven:
-            return self.unavailable(head, request_id, "It cannot be told right now whether this address exists.")
-        return self._not_found(head, request_id)
+            return self.replies.unavailable(
+                head, request_id, "It cannot be told right now whether this address exists."
+            )
+        return self.replies.not_found(head, request_id)
 
     # Parts of a decision
 
@@ -237,12 +233,12 @@ class Gateway:
         """A server trusts our secret instead of the browser's cookies, so that its own defence against other sites'
         requests does not work; this is it. Raises BadRequest."""
         origin = head.get(b"origin")
-        came = domain.came_from(head.headers, head.host, peer, self._port)
-        if origin and origin.lower() != self._public_origin and not domain.same_origin(origin, came):
+        came = passing.came_from(head.headers, head.host, peer, self._port)
+        if origin and origin.lower() != self._public_origin and not passing.same_origin(origin, came):
             raise BadRequest(403, "This request comes from a page of another site.")
 
-    def _forwarded(self, head: Head, peer: Peer, request_id: str, prefix: bytes) -> list[domain.Header]:
-        came = domain.came_from(head.headers, head.host, peer, self._port)
+    def _forwarded(self, head: Head, peer: Peer, request_id: str, prefix: bytes) -> list[passing.Header]:
+        came = passing.came_from(head.headers, head.host, peer, self._port)
         headers = [
             (b"X-Forwarded-For", came.addresses),
             (b"X-Forwarded-Proto", came.scheme),
@@ -272,94 +268,8 @@ class Gateway:
         context = span.get_span_context()
         return span, b"00-%032x-%016x-%02x" % (context.trace_id, context.span_id, context.trace_flags)
 
-    # Answers
-
-    def _sign_in(self, head: Head, path: Path, request_id: str) -> Reply:
-        if head.method in (b"GET", b"HEAD") and not head.upgrade and not path.text.startswith("/hub/api"):
-            target = quote(head.target.decode("latin-1"), safe="")
-            return self._redirect(f"{self._base_url}hub/login?next={target}".encode(), request_id)
-        return self.page(head, 403, "Missing or invalid credentials.", request_id, json=True)
-
-    def _stopped(self, head: Head, owner: str, server: str, request_id: str) -> Reply:
-        where = f"{owner}/{server}" if server else owner
-        if head.method not in (b"GET", b"HEAD") or wants_json(head):
-            message = f"JupyterHub server no longer running at {self._base_url}user/{where}/"
-            return self.page(head, 424, message, request_id, json=True)
-        return self.page(
-            head, 424, "It was stopped, or it ended by itself. Nothing that was saved is lost.", request_id,
-            title="This server does not run", action=("Start it", f"{self._base_url}hub/spawn/{quote(where)}"),
-        )  # fmt: skip
-
-    def _not_found(self, head: Head, request_id: str) -> Reply:
-        home = ("Your servers", f"{self._base_url}hub/home")
-        return self.page(head, 404, "Nothing is served at this address.", request_id, action=home)
-
-    def unavailable(self, head: Head, request_id: str, message: str) -> Reply:
-        return self.page(head, 503, f"{message} Try again in a moment.", request_id)
-
-    def _redirect(self, location: bytes, request_id: str) -> Reply:
-        headers = [
-            (b"Location", location),
-            (b"Cache-Control", b"no-store"),
-            (b"X-Request-Id", request_id.encode()),
-            (b"Content-Length", b"0"),
-        ]
-        return Reply(302, response_bytes(302, b"Found", headers))
-
-    def page(
-        self, head: Head, status: int, message: str, request_id: str = "", *, title: str = "",
-        action: tuple[str, str] = ("", ""), json: bool = False, close: bool = False,
-    ) -> Reply:  # fmt: skip
-        """An error, as a page for people or as JSON for programs."""
-        request_id = request_id or new_id()
-        if json or wants_json(head):
-            body = msgspec.json.encode({"status": status, "message": message, "request_id": request_id})
-            kind = b"application/json"
-        else:
-            html = error_page(
-                status, message, title=title, action_text=action[0], action_url=action[1], request_id=request_id
-            )
-            body, kind = html.encode(), b"text/html; charset=utf-8"
-        headers = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
-        headers += [
-            (b"Content-Type", kind),
-            (b"Content-Length", b"%d" % len(body)),
-            (b"Cache-Control", b"no-store"),
-            (b"X-Request-Id", request_id.encode()),
-        ]
-        if status in (429, 503):
-            headers.append((b"Retry-After", RETRY_AFTER_S))
-        if close:
-            headers.append((b"Connection", b"close"))
-        content = response_bytes(status, REASONS.get(status, b"Error"), headers)
-        return Reply(status, content if head.method == b"HEAD" else content + body, close)
-
 
 TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-REASONS: Final = {
-    400: b"Bad Request",
-    403: b"Forbidden",
-    404: b"Not Found",
-    405: b"Method Not Allowed",
-    408: b"Request Timeout",
-    413: b"Content Too Large",
-    424: b"Failed Dependency",
-    431: b"Request Header Fields Too Large",
-    502: b"Bad Gateway",
-    503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-}
-
-
-def too_large(bytes_max: int) -> str:
-    return f"The request's body is larger than {bytes_max} bytes, which is the most that is taken here."
-
-
-def wants_json(head: Head) -> bool:
-    accept = head.get(b"accept")
-    if b"text/html" in accept:
-        return False
-    return b"application/json" in accept or b"/api" in head.target or head.method not in SAFE
 
 
 def host_name(host: bytes) -> str:
@@ -382,7 +292,7 @@ def session_cookie(head: Head) -> str:
     return ""
 
 
-def _traced(headers: list[domain.Header], traceparent: bytes) -> list[domain.Header]:
+def _traced(headers: list[passing.Header], traceparent: bytes) -> list[passing.Header]:
     kept = [(n, v) for n, v in headers if n.lower() != b"traceparent"]
     return [*kept, (b"traceparent", traceparent)] if traceparent else kept
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import httptools
 
-from orrery_router import domain
-from orrery_router.domain import Peer
+from orrery_router import passing
+from orrery_router.passing import Peer
 
 from . import limits
 from .exchange import Exchange
@@ -46,7 +46,7 @@ class Client(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
-        self.peer = Peer(address, trusted=domain.is_in(address, self.server.trusted_proxies))
+        self.peer = Peer(address, trusted=passing.is_in(address, self.server.trusted_proxies))
         assert self.transport is not None  # noqa: S101 (asyncio's own promise)
         self.transport.set_write_buffer_limits(high=limits.WRITE_HIGH_BYTES)
         if not self.server.connected(self):
@@ -227,7 +227,7 @@ class Client(asyncio.Protocol):
     def _answer_refusal(self, status: int, message: str) -> None:
         """Once the requests before it have their answers."""
         head = self._head or Head()
-        self.write(self.server.gateway.page(head, status, message, close=True).content)
+        self.write(self.server.gateway.replies.page(head, status, message, close=True).content)
         self.close(linger=True)
 
     # Bytes

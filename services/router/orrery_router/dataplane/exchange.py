@@ -6,9 +6,10 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from orrery_router import domain
-from orrery_router.domain import Header
-from orrery_router.gateway import Miss, Plan, Reply, too_large
+from orrery_router import passing
+from orrery_router.gateway import Miss, Plan
+from orrery_router.passing import Header
+from orrery_router.replies import Reply, too_large
 
 from . import limits
 from .head import IDEMPOTENT, LAST_CHUNK, BadRequest, Head, chunk, response_bytes
@@ -186,7 +187,7 @@ class Exchange:
         reason = "did not take the connection in time" if isinstance(error, TimeoutError) else "cannot be reached"
         what = "This server" if plan is not None and not plan.trusted else "This part of the platform"
         request_id = plan.request_id if plan else ""
-        self.reply(gateway.unavailable(self.head, request_id, f"{what} {reason}."))
+        self.reply(gateway.replies.unavailable(self.head, request_id, f"{what} {reason}."))
 
     # Answer
 
@@ -197,7 +198,7 @@ class Exchange:
         self.response_begun = True
         bodyless = self.head.method == b"HEAD" or status in (204, 304)
         server = self.client.server
-        kept = domain.from_upstream(headers, trusted=plan is not None and plan.trusted, base_url=server.base_url)
+        kept = passing.from_upstream(headers, trusted=plan is not None and plan.trusted, base_url=server.base_url)
         has_length = any(name.lower() == b"content-length" for name, _ in kept)
         if status == 204:
             kept = [(name, value) for name, value in kept if name.lower() != b"content-length"]
@@ -217,7 +218,7 @@ class Exchange:
     def informational(self, status: int, reason: bytes, headers: list[Header]) -> None:
         if not self.head.http10:
             self.client.write(
-                response_bytes(status, reason, domain.from_upstream(headers, trusted=False, base_url="/"))
+                response_bytes(status, reason, passing.from_upstream(headers, trusted=False, base_url="/"))
             )
 
     def response_body(self, data: bytes) -> None:
@@ -240,7 +241,7 @@ class Exchange:
         self.waiting_since = 0.0
         self.response_begun = True
         self.status = 101
-        kept = domain.from_upstream(headers, trusted=False, base_url=self.client.server.base_url)
+        kept = passing.from_upstream(headers, trusted=False, base_url=self.client.server.base_url)
         kept += [(b"Connection", b"Upgrade"), (b"Upgrade", self.head.upgrade)]
         self.client.write(response_bytes(101, reason or b"Switching Protocols", kept))
         self._spliced = True
@@ -276,7 +277,9 @@ class Exchange:
             self.refuse(502, f"The server's answer cannot be passed on: {reason}.")
         else:
             request_id = plan.request_id
-            self.reply(self.client.server.gateway.unavailable(self.head, request_id, f"No answer came: {reason}."))
+            self.reply(
+                self.client.server.gateway.replies.unavailable(self.head, request_id, f"No answer came: {reason}.")
+            )
 
     def _may_repeat(self, plan: Plan, upstream: Upstream) -> bool:
         """True where sending it again does no harm: on a new connection to the same target if an old one was closed
@@ -297,7 +300,7 @@ class Exchange:
         """An answer of our own to a request that goes no further."""
         request_id = self.plan.request_id if self.plan else ""
         close = status in (400, 405, 408, 413, 431)
-        self.reply(self.client.server.gateway.page(self.head, status, message, request_id, close=close))
+        self.reply(self.client.server.gateway.replies.page(self.head, status, message, request_id, close=close))
 
     def reply(self, reply: Reply) -> None:
         if self.finished:

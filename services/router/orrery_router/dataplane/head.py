@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from orrery_router.domain import Header
+from orrery_router.passing import Header
 
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
 SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})

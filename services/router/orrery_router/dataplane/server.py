@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from orrery_router.domain import Networks
 from orrery_router.gateway import Gateway
 from orrery_router.handlers import Activity
+from orrery_router.passing import Networks
 
 from . import limits
 from .connection import Client

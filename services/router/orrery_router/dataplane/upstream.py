@@ -9,7 +9,7 @@ from typing import Protocol
 
 import httptools
 
-from orrery_router.domain import Header
+from orrery_router.passing import Header
 
 from . import limits
 
