@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,15 +48,21 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-async def test_make_run(tmp_path: Path) -> None:
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """The database runs as an unprivileged user when this runs as root, and must be able to get there."""
+    root = Path(tempfile.mkdtemp(prefix="orrery-clone-"))
+    root.chmod(0o711)
+    yield root
+    shutil.rmtree(root, ignore_errors=True)
+
+
+async def test_make_run(folder: Path) -> None:
     """The packages of run.lock are all that it needs: what the tests install on top is not there."""
-    clone, home, data = tmp_path / "orrery", tmp_path / "home", tmp_path / "data"
+    clone, home, data = folder / "orrery", folder / "home", folder / "data"
     home.mkdir()
     copy_sources(clone)
-    output = tmp_path / "output.txt"
-    # The database runs as an unprivileged user when this runs as root, and must be able to get to its folder.
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o711)
+    output = folder / "output.txt"
     with output.open("wb") as out:
         process = subprocess.Popen(
             ["make", "run", f"ARGS=--port 0 --routers 1 --data-dir {data}"],

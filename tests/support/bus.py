@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import asyncpg
 
@@ -18,6 +18,7 @@ from orrery_events.registry import Event
 from orrery_events.relay import Relay
 from orrery_events.stream import find_stream
 from orrery_events.tail import Tail
+from orrery_events.tasks import end_tasks
 from tests.support.wait import eventually
 
 
@@ -67,12 +68,7 @@ class Backbone:
 
         task = asyncio.create_task(main())
 
-        async def end() -> None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-        self._stack.push_async_callback(end)
+        self._stack.push_async_callback(end_tasks, task)
         return task
 
     async def relay(self, name: str = "relay-a") -> Relay:

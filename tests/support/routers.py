@@ -28,6 +28,7 @@ from orrery_events.ids import derived_id, new_id
 from orrery_events.log import Appended, EventLog, create_pool
 from orrery_events.principal import SESSION_COOKIE
 from orrery_events.relay import Relay
+from orrery_events.tasks import end_tasks
 from orrery_runtime.identity import Claims, sign
 from orrery_runtime.jws import SigningKey
 from orrery_runtime.secrets import Secrets
@@ -202,12 +203,7 @@ class Bench:
         relay = Relay(self.log, self.pool, bus, database_url=self.database_url, name="bench")
         task = asyncio.create_task(relay.run())
 
-        async def end() -> None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-        self.stack.push_async_callback(end)
+        self.stack.push_async_callback(end_tasks, task)
 
     # As the other services do
 
@@ -316,9 +312,7 @@ async def answering(
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
 
 
 async def head_of(reader: asyncio.StreamReader) -> bytes:

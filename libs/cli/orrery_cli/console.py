@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import IO, Final
 
 CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35"}
@@ -38,16 +37,21 @@ def say(text: str = "") -> None:
 
 def announce(text: str = "") -> None:
     """One line on stdout, for whoever still reads: a closed terminal must not disturb what is being done."""
-    with suppress(OSError, ValueError):
+    try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+    except (OSError, ValueError):
+        # What could not be written would be tried again at exit, which then counts as failed (status 120).
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 def complain(text: str) -> None:
     """One line on stderr, for whoever still reads."""
-    with suppress(OSError, ValueError):
+    try:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (see announce)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as ClientSubscription
 
 from . import subjects
+from .tasks import end_tasks
 
 CONNECT_TIMEOUT_S = 3
 PING_INTERVAL_S = 5
@@ -110,14 +111,13 @@ class Bus:
         """Ends the supervisor and the connection, flushing what was published."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await end_tasks(task)
 
     async def wait_connected(self, timeout_s: float) -> bool:
         """True as soon as there is a connection, False when there is none after `timeout_s`."""
         try:
-            await asyncio.wait_for(self._connected.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._connected.wait()
         except TimeoutError:
             return False
         return True

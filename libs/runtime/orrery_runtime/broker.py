@@ -120,7 +120,8 @@ class _Session:
     async def _wait(self, timeout_s: float) -> bool:
         """True: something happened that asks for a look."""
         try:
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
         except TimeoutError:
             return False
         self._wake.clear()

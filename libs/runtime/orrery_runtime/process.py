@@ -40,6 +40,7 @@ from orrery_events.bus import Bus
 from orrery_events.ids import new_id
 from orrery_events.log import EventLog
 from orrery_events.tail import Tail
+from orrery_events.tasks import end_tasks
 
 from . import checks, logging, metrics, redaction, startup, telemetry
 from .checks import Follower
@@ -323,12 +324,7 @@ class Process:
     def _begin(self, stack: AsyncExitStack, name: str, run: Step) -> None:
         task = asyncio.create_task(self._supervise(name, run), name=name)
 
-        async def cancel() -> None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-        self._at_exit(stack, f"task {name}", cancel)
+        self._at_exit(stack, f"task {name}", lambda: end_tasks(task))
 
     async def _supervise(self, name: str, run: Step) -> None:
         backoff_s = TASK_BACKOFF_MIN_S

@@ -37,7 +37,8 @@ class AccountCleaner:
             while True:
                 user_id = ""
                 with contextlib.suppress(TimeoutError):
-                    user_id = await asyncio.wait_for(self._gone.get(), CHORE_INTERVAL_S)
+                    async with asyncio.timeout(CHORE_INTERVAL_S):
+                        user_id = await self._gone.get()
                 if user_id:
                     await self._store.drop_account(user_id)
                 else:

@@ -26,6 +26,7 @@ import structlog
 
 from orrery_events.errors import Conflict, LogUnavailable
 from orrery_events.server_state import ENDED, Phase, Server
+from orrery_events.tasks import end_tasks
 
 from . import domain, metrics
 from .domain import OVERDUE_GRACE_S
@@ -214,9 +215,7 @@ class Reconciler:
     async def close(self) -> None:
         """Leaves what is being cleaned up to the next spawner."""
         tasks = [*self._cleaning.values(), *self._checking]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
 
     async def reconcile(self) -> list[Drift]:
         """One pass. Returns what it found. Raises LogUnavailable."""

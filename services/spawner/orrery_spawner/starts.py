@@ -21,6 +21,7 @@ import structlog
 
 from orrery_events.errors import Conflict, LogUnavailable
 from orrery_events.server_state import ENDED, Phase, Server
+from orrery_events.tasks import end_tasks
 from orrery_runtime.telemetry import processing, tracer
 
 from . import domain, metrics, saga
@@ -134,9 +135,7 @@ class Starts:
         for timer in self._timers:
             timer.cancel()
         tasks = [running.task for running in self._running.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
 
     def _fill(self) -> None:
         while not self._closed and len(self._running) < self._slots and self._context.accepting():

@@ -11,6 +11,7 @@ import structlog
 
 from orrery_events.errors import Conflict, LogUnavailable
 from orrery_events.server_state import Phase, Server
+from orrery_events.tasks import end_tasks
 from orrery_runtime.telemetry import processing
 
 from . import domain, metrics
@@ -78,9 +79,7 @@ class Stops:
         for timer in self._timers:
             timer.cancel()
         tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
 
     async def _work(self, server_id: str, dead: str) -> None:
         try:

@@ -23,6 +23,7 @@ from orrery_cli.console import announce, complain, paint
 from orrery_cli.datadir import DataDir
 from orrery_cli.errors import UsageError
 from orrery_cli.given import base_path, public_url, text
+from orrery_events.tasks import end_tasks
 from orrery_runtime.version import version
 
 from . import banner, readiness
@@ -218,12 +219,7 @@ def _in_url(host: str) -> str:
 def _spawn(stack: AsyncExitStack, work: Awaitable[None]) -> None:
     task = asyncio.ensure_future(work)
 
-    async def end() -> None:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-    stack.push_async_callback(end)
+    stack.push_async_callback(end_tasks, task)
 
 
 def _on_signals(stop: asyncio.Event, hurry: asyncio.Event) -> None:

@@ -158,7 +158,8 @@ class Publisher:
                 headers = {**message.headers, EXPECTED_LAST_SEQUENCE: str(message.position - 1)}
                 await self._client.publish(message.subject, message.data, reply=f"{inbox}.{number}", headers=headers)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(complete.wait(), ACK_TIMEOUT_S)
+                async with asyncio.timeout(ACK_TIMEOUT_S):
+                    await complete.wait()
         finally:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()

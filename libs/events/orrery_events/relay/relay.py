@@ -26,6 +26,7 @@ from ..heartbeat import Heartbeat, encode_heartbeat
 from ..log import EventLog
 from ..recorded import Recorded
 from ..stream import MAX_BYTES, find_stream
+from ..tasks import end_tasks
 from . import metrics
 from .chores import Chores
 from .leader import Leadership
@@ -122,9 +123,7 @@ class Relay:
         try:
             await tasks[0]
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(*tasks)
 
     async def _forever(self, run: Callable[[], Awaitable[None]]) -> None:
         """Runs it again and again; after errors with growing delays."""
@@ -195,7 +194,8 @@ class Relay:
                     return
             if len(rows) < BATCH_MAX:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await self._news.wait()
 
     async def _rows_after(self, epoch: int) -> list[Recorded] | None:
         """What follows the last published row. None: this is not the Postgres that it was.

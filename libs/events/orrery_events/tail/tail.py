@@ -22,6 +22,7 @@ from ..heartbeat import HEADS_HEADER, decode_heads, decode_heartbeat
 from ..projection import Projection
 from ..recorded import Recorded, from_message
 from ..registry import Event
+from ..tasks import end_tasks
 from . import metrics
 from .consumer import PushConsumer
 from .machine import READ_LIMIT, Mode, Step, TailMachine
@@ -123,9 +124,7 @@ class Tail(Generic[P]):
     async def stop(self) -> None:
         """Ends the background work. `state` stays as it is."""
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
         if self._detach is not None:
             self._detach()
             self._detach = None
@@ -161,7 +160,8 @@ class Tail(Generic[P]):
         self._catchers.append(future)
         self._log_work.set()
         try:
-            head = await asyncio.wait_for(future, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                head = await future
         except (TimeoutError, LogUnavailable):
             return False
         return await self.wait_for(head, max(0.0, deadline - time.monotonic()))

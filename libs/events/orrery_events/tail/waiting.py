@@ -18,7 +18,8 @@ class Positions:
         waiter = (wanted, future)
         self._waiters.append(waiter)
         try:
-            return await asyncio.wait_for(future, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await future
         except TimeoutError:
             return False
         finally:

@@ -75,7 +75,8 @@ async def _events(request: web.Request, server: Server, queue: asyncio.Queue[Ite
         yield recorded, event
     while True:
         try:
-            recorded, event = await asyncio.wait_for(queue.get(), KEEPALIVE_S)
+            async with asyncio.timeout(KEEPALIVE_S):
+                recorded, event = await queue.get()
         except TimeoutError:
             yield None, None
             continue

@@ -104,7 +104,8 @@ class DataPlane:
             client.close()
             await asyncio.sleep(pause_s)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), max(0.0, deadline - time.monotonic()))
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await self._empty.wait()
         for client in list(self._clients):
             client.abort()
         self.pool.close()
