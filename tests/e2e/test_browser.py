@@ -6,10 +6,11 @@ import asyncio
 import re
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Error, Page, async_playwright, expect
 
 from tests.support.platform import PASSWORD, Platform
 
@@ -41,7 +42,9 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 async def picture(page: Page, name: str) -> None:
-    await page.screenshot(path=ARTIFACTS / f"{name}.png")
+    """For people to look at. A page that moves on by itself while it is taken has none."""
+    with suppress(Error):
+        await page.screenshot(path=ARTIFACTS / f"{name}.png")
 
 
 async def test_from_the_set_up_link_to_a_cell(browser: Browser) -> None:
