@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.backbone import NatsServer, PostgresServer, blocking
+
+# Python finds a folder for temporary files wherever this user may write; the browser's driver would only try /tmp.
+os.environ.setdefault("TMPDIR", tempfile.gettempdir())
 
 
 @pytest.hookimpl(trylast=True)
