@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ async def echo(request: web.Request) -> web.Response:
     return web.json_response(answer, headers={"X-Upstream": "yes"})
 
 
+SENT: Counter[str] = Counter()
+"""Bytes that upstreams were able to hand over."""
+
+
 async def download(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse()
     size = int(request.query["size"])
@@ -52,6 +57,7 @@ async def download(request: web.Request) -> web.StreamResponse:
     piece = bytes(range(256)) * 256
     for _ in range(size // len(piece)):
         await response.write(piece)
+        SENT["download"] += len(piece)
     return response
 
 
@@ -334,6 +340,29 @@ async def test_a_slow_reader_slows_the_server_down(bench: Bench) -> None:
         assert sent < 40 * MIB, "the kernel's buffers, not the router's memory"
         assert psutil.Process(router.pid).memory_info().rss - before < 16 * MIB
         writer.close()
+
+
+async def test_a_slow_reader_of_many_answers_slows_each_of_them_down(bench: Bench, upstream: str) -> None:
+    """An answer may end while its reader lags behind; the next one must not take that for a fresh start."""
+    await bench.route(upstream)
+    router = await bench.router()
+    before = psutil.Process(router.pid).memory_info().rss
+    SENT.clear()
+    _, writer = await asyncio.open_connection("127.0.0.1", bench.port, limit=1024)
+    for size in (*[65536] * 300, 400 * MIB):
+        request = f"GET /user/ada/download?size={size} HTTP/1.1\r\nHost: x\r\n"
+        writer.write(f"{request}Cookie: {bench.ada.cookie['Cookie']}\r\n\r\n".encode())
+
+    steady = 0
+
+    def stands_still() -> bool:
+        nonlocal steady
+        still, steady = SENT.total() == steady, SENT.total()
+        return still and steady > 0
+
+    await eventually(stands_still, timeout_s=20, interval_s=0.5)
+    assert psutil.Process(router.pid).memory_info().rss - before < 32 * MIB
+    writer.close()
 
 
 async def test_a_slow_server_slows_an_upload_down(bench: Bench) -> None:

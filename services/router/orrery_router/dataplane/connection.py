@@ -27,6 +27,7 @@ class Client(asyncio.Protocol):
         self.server = server
         self.peer = Peer("", trusted=False)
         self.transport: asyncio.Transport | None = None
+        self.writable = True
         self._parser = httptools.HttpRequestParser(self)
         self._head: Head | None = None
         self._head_bytes = 0
@@ -91,10 +92,12 @@ class Client(asyncio.Protocol):
                 exchange.client_gone()
 
     def pause_writing(self) -> None:
+        self.writable = False
         if self._current is not None:
             self._current.client_writable(writable=False)
 
     def resume_writing(self) -> None:
+        self.writable = True
         if self._current is not None:
             self._current.client_writable(writable=True)
 

@@ -106,6 +106,8 @@ class Exchange:
             self.reply(decision)
         elif isinstance(decision, Miss):
             self._run(self._look_again())
+        elif decision.body_bytes_max and self._received > decision.body_bytes_max:
+            self.refuse(413, too_large(decision.body_bytes_max))
         else:
             self.plan = decision
             self._forward(decision)
@@ -150,6 +152,9 @@ class Exchange:
     def _attach(self, upstream: Upstream, plan: Plan) -> None:
         self._upstream = upstream
         upstream.begin(self)
+        if not self.client.writable:
+            # Answers before this one still wait for a slow reader, who is told only once.
+            upstream.pause(paused=True)
         upstream.write(plan.head)
         if not self.head.upgrade:
             self._send_kept(upstream)
