@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -28,11 +29,26 @@ PASSWORD = "correct horse battery staple"
 ORRERY = [sys.executable, "-m", "orrery_cli.main"]
 
 
+PORTS_PER_WORKER = 500
+FIRST_PORT = 20_000
+"""Below the range that Linux takes ports for outgoing connections and for port 0 from (32768 and up): what is free here
+when a test chooses it is still free when the process that was told to use it has started."""
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+    """A port that no other test of this run is given, for what must know its port before it is started."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = FIRST_PORT + worker % 20 * PORTS_PER_WORKER
+    for _ in range(PORTS_PER_WORKER):
+        port = first + next(_counter) % PORTS_PER_WORKER
+        with socket.socket() as s, suppress(OSError):
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"none of the ports from {first} to {first + PORTS_PER_WORKER - 1} is free")
+
+
+_counter = itertools.count(os.getpid())
 
 
 class Platform:
