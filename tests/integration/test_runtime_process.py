@@ -386,7 +386,7 @@ async def test_a_wrong_database_password_is_one_clear_sentence(start: Start, dat
 
 
 async def test_a_database_without_tables_is_one_clear_sentence(start: Start, empty_database_url: str) -> None:
-    await refused(start(database_url=empty_database_url, startup_timeout_s=0.5), "no Orrery tables", "migrat")
+    await refused(start(database_url=empty_database_url, startup_timeout_s=2.5), "no Orrery tables", "migrat")
 
 
 async def test_a_wrong_nats_password_is_one_clear_sentence(

@@ -92,6 +92,8 @@ async def _connect(settings: Settings, application_name: str, *, pool_size: int,
         except asyncpg.InvalidCatalogNameError:
             raise StartupError(f"Postgres at {place} has no such database: create it or correct the URL") from None
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if reason and isinstance(error, TimeoutError):
+                break  # Our own time was up: what Postgres said before says more.
             if reason != (reason := _reason(error)):
                 _log.info("postgres_awaited", place=place, reason=reason)
         else:
