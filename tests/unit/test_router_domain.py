@@ -199,6 +199,20 @@ def test_cookies(cookie: bytes, left: bytes) -> None:
     ],
 )  # fmt: skip
 def test_what_a_server_may_answer(name: str, value: str, kept: bool) -> None:
-    headers = [(name.encode(), value.encode()), (b"Connection", b"x-hop")]
-    left = passing.from_upstream(headers, trusted=False, base_url="/")
-    assert (left == [(name.encode(), value.encode())]) == kept
+    line = f"{name}: {value}".encode()
+    head = b"\r\n".join([b"HTTP/1.1 200 OK", line, b"Connection: x-hop", b"X-Last: 1"])
+    passed = passing.from_upstream(head, trusted=False, base_url="/").lines
+    assert passed == b"HTTP/1.1 200 OK\r\n" + (line + b"\r\n" if kept else b"") + b"X-Last: 1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "line", "length"),
+    [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 7", "HTTP/1.1 200 OK", 7), ("HTTP/1.0 404 No", "HTTP/1.1 404 No", -1),
+        ("HTTP/1.1 204 x\r\ncontent-length:0", "HTTP/1.1 204 x", 0), ("HTTP/1.1 299", "HTTP/1.1 299 ", -1),
+    ],
+)  # fmt: skip
+def test_the_first_line_of_an_answer(head: str, line: str, length: int) -> None:
+    passed = passing.from_upstream(head.encode(), trusted=False, base_url="/")
+    assert (passed.lines.split(b"\r\n")[0].decode(), passed.length) == (line, length)
+    assert (b"ontent-" in passed.lines) == (length > 0), "204 has no length (RFC 9110, section 8.6)"

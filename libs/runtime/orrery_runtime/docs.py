@@ -76,8 +76,9 @@ def metrics_page() -> str:
         importlib.import_module(module)
     rows: dict[str, tuple[str, str, str]] = {}
     for collector in _collectors():
-        labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
         for metric in collector.describe() if hasattr(collector, "describe") else ():
+            names = getattr(collector, "_labelnames", ()) or getattr(metric, "_labelnames", ())
+            labels = ", ".join(f"`{label}`" for label in names)
             suffix = "_total" if metric.type == "counter" else ""
             if metric.name.startswith(METRIC_PREFIXES):
                 rows[metric.name + suffix] = (metric.type, labels, metric.documentation)

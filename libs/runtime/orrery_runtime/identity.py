@@ -77,6 +77,8 @@ class IdentityState:
     """The fold of `user` and `auth` events, or a part of a larger projection (call `apply` with every event)."""
 
     def __init__(self) -> None:
+        self.version = 0
+        """Grows whenever a verdict may have changed: one that was found at the same version still holds."""
         self.users: dict[str, User] = {}
         """By user id."""
         self.user_ids: dict[str, str] = {}
@@ -91,6 +93,7 @@ class IdentityState:
         self._revocations_digest = 0
 
     def apply(self, recorded: Recorded, event: Event) -> None:  # noqa: ARG002  (the projection's interface)
+        self.version += 1
         match event:
             case UserCreated() | UserUpdated():
                 self._put_user(event)

@@ -6,6 +6,7 @@ so that an encoded slash never makes a segment; a path with dot segments in any 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
@@ -23,21 +24,38 @@ class BadPath(ValueError):
     """A path that could be read in two ways."""
 
 
-class Path(msgspec.Struct, frozen=True):
+class Path(msgspec.Struct, frozen=True, gc=False):
     """A request target, taken apart."""
 
     raw: bytes
     """As it is forwarded: path and query, in origin form."""
-    segments: tuple[str, ...]
-    """Decoded, of the path below the base URL, up to SEGMENTS_MAX; an empty one ends a trailing slash."""
     text: str
     """Decoded path below the base URL; begins with `/`."""
     ambiguous: bool
     """Has an empty segment, an encoded slash or a backslash somewhere: fine inside a user's server, nowhere else."""
+    plain: bool = False
+    """Spelled without percent signs and the like: `text` says it all."""
+    pieces: tuple[str, ...] = ()
+    """The segments where `text` does not say where they end."""
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Decoded, of the path below the base URL, up to SEGMENTS_MAX; an empty one ends a trailing slash."""
+        return tuple(self.text[1:].split("/", SEGMENTS_MAX)[:SEGMENTS_MAX]) if self.plain else self.pieces
+
+
+_PLAIN_PATH: Final = re.compile(rb"/[A-Za-z0-9\-._~!$&'()*+,;=:@/]*")
+"""Characters that mean what they say."""
+_PLAIN_QUERY: Final = re.compile(rb"(?:\?[!-\"$-~]*)?")
 
 
 def parse_target(target: bytes, base_url: str = "/") -> Path | None:
     """Takes an origin-form target apart. None: not below the base URL. Raises BadPath."""
+    simple = _PLAIN_PATH.match(target)
+    if simple is not None and (simple.end() == len(target) or _PLAIN_QUERY.fullmatch(target, simple.end())):
+        text = simple[0].decode()
+        if "/." not in text and "//" not in text and text.startswith(base_url):
+            return Path(target, text[len(base_url) - 1 :], ambiguous=False, plain=True)
     path, _, _query = target.partition(b"?")
     if not path.startswith(b"/") or b"#" in target:
         raise BadPath("the request target must be a path")
@@ -59,7 +77,7 @@ def parse_target(target: bytes, base_url: str = "/") -> Path | None:
             ambiguous = True
         if len(segments) < SEGMENTS_MAX:
             segments.append(_text(raw))
-    return Path(target, tuple(segments), "/" + "/".join(segments), ambiguous)
+    return Path(target, "/" + "/".join(segments), ambiguous, pieces=tuple(segments))
 
 
 def _double_dots(raw: bytes) -> bool:
@@ -180,6 +198,10 @@ class Table:
                 if route is not None:
                     return route
         return None
+
+    def find_plain(self, host: str, path: str) -> Route | None:
+        """`find` for a path that has no percent signs, no empty and no dot segments. It begins with `/`."""
+        return self.find(host, tuple(path[1:].split("/")))
 
     def routes(self) -> Iterable[Route]:
         return self._routes.values()

@@ -16,14 +16,14 @@ import msgspec
 from opentelemetry.trace import Span, SpanKind
 
 from orrery_events.ids import new_id
-from orrery_events.principal import SESSION_COOKIE, Principal
+from orrery_events.principal import Principal
 from orrery_runtime import paths, telemetry
 from orrery_runtime.identity import Verifier
 from orrery_runtime.secrets import EDGE_HEADER, Secrets
 
 from . import domain, passing
 from .dataplane import limits
-from .dataplane.head import SAFE, BadRequest, Head, request_bytes
+from .dataplane.head import SAFE, UNNAMED_HOST, BadRequest, Head, framing, lines_of
 from .dataplane.limits import Limits
 from .dataplane.upstream import Target
 from .domain import BadPath, Path, Route
@@ -32,7 +32,7 @@ from .projections import RouterState
 from .replies import Replies, Reply, too_large
 
 
-class Plan(msgspec.Struct, kw_only=True):
+class Plan(msgspec.Struct, kw_only=True, gc=False):
     """To be forwarded."""
 
     targets: list[Target]
@@ -48,7 +48,8 @@ class Plan(msgspec.Struct, kw_only=True):
     response_timeout_s: float
     body_bytes_max: int
     """0: without limit."""
-    name: str
+    secret_header: bytes
+    """Carries the server's secret; nobody else's header may have that name."""
 
 
 class Miss(msgspec.Struct, frozen=True):
@@ -76,19 +77,26 @@ class Gateway:
         self._public_origin = passing.origin_of(public_url)
         self._port = str(port).encode()
         self._tracing = tracing
+        self._edge_line = f"{EDGE_HEADER}: {secrets.edge_proof}\r\n".encode()
         self._turn = 0
+        self._request_prefix, self._asked = new_id()[:-8], 0
+        self._secret_lines: dict[str, tuple[int, bytes]] = {}
+        """Server id → generation, the header line with its secret."""
 
     def decide(self, head: Head, peer: Peer, *, last_look: bool, proven: bool = True) -> Plan | Reply | Miss:
         """`last_look`: there is nothing left to wait for. `proven`: and it was proven that nothing is missing."""
-        request_id = new_id()
+        self._asked += 1
+        request_id = f"{self._request_prefix}{self._asked:08x}"
         try:
             path = domain.parse_target(head.target, self._base_url)
         except BadPath as error:
             raise BadRequest(400, f"This address cannot be used: {error}.") from None
-        if (path is None and head.target.partition(b"?")[0] == b"/") or (path is not None and path.text == "/"):
-            return self.replies.redirect(f"{self._base_url}hub/".encode(), request_id)
         if path is None:
-            return self.replies.not_found(head, request_id)
+            if head.target.partition(b"?")[0] != b"/":
+                return self.replies.not_found(head, request_id)
+            return self.replies.redirect(f"{self._base_url}hub/".encode(), request_id)
+        if path.text == "/":
+            return self.replies.redirect(f"{self._base_url}hub/".encode(), request_id)
         if paths.is_control(path.text):
             return self._control(head, path, peer, request_id, last_look=last_look)
         return self._server(head, path, peer, request_id, last_look=last_look, proven=proven)
@@ -117,13 +125,14 @@ class Gateway:
         live = [b for b in backends if not b.draining]
         turn = self._turn % len(live) if live else 0
         ordered = live[turn:] + live[:turn] + [b for b in backends if b.draining]
-        span, traceparent = self._span(head, f"{method} {self._base_url}hub/*", None)
-        headers = passing.for_control_plane(head.headers)
-        headers += self._forwarded(head, peer, request_id, b"")
-        headers.append((EDGE_HEADER.encode(), self._secrets.edge_proof.encode()))
+        span, traced = self._span(head, f"{method} {self._base_url}hub/*", None)
+        block = head.fields.blocks.get(CONTROL)
+        if block is None:
+            block = lines_of(self._not_ours(passing.for_control_plane(head.fields.headers)))
+            head.fields.blocks[CONTROL] = block
         return Plan(
             targets=[b.target for b in ordered],
-            head=request_bytes(head, head.target, _traced(headers, traceparent), upgrade=False),
+            head=self._request(head, head.target, block + self._edge_line + traced, peer, request_id),
             trusted=True,
             server_id="",
             kind="control",
@@ -131,7 +140,7 @@ class Gateway:
             span=span,
             response_timeout_s=limits.CONTROL_RESPONSE_TIMEOUT_S,
             body_bytes_max=limits.CONTROL_BODY_BYTES_MAX,
-            name=service,
+            secret_header=b"",
         )
 
     # User servers
@@ -140,17 +149,22 @@ class Gateway:
         self, head: Head, path: Path, peer: Peer, request_id: str, *, last_look: bool, proven: bool
     ) -> Plan | Reply | Miss:
         state = self._state()
-        route = state.table.find(host_name(head.host), path.segments)
+        if path.plain:
+            route = state.table.find_plain(head.host_name, path.text)
+        else:
+            route = state.table.find(head.host_name, path.segments)
         if route is None or _is_of_named_server(path, route, state):
             if not last_look:
                 return Miss()
             return self._no_route(head, path, request_id, proven=proven)
-        if _is_ambiguous_prefix(path, route):
+        if path.ambiguous and _is_ambiguous_prefix(path, route):
             raise BadRequest(400, "This address cannot be used.")
-        principal = self._principal(head) if route.policy != "public" else None
-        if principal is None and route.policy != "public" and not last_look:
-            return Miss()
-        known = principal if isinstance(principal, Principal) else None
+        known: Principal | None = None
+        if route.policy != "public":
+            principal = self._principal(head)
+            if principal is None and not last_look:
+                return Miss()
+            known = principal if isinstance(principal, Principal) else None
         match domain.decide_access(route.policy, route.owner_id, known):
             case "sign_in":
                 return self.replies.sign_in(head, path, request_id)
@@ -163,26 +177,28 @@ class Gateway:
             self._check_origin(head, peer)
         if self._bounds.body_bytes_max and head.length > self._bounds.body_bytes_max:
             raise BadRequest(413, too_large(self._bounds.body_bytes_max))
-        if len(path.segments) == route.depth and head.method in (b"GET", b"HEAD") and route.depth:
+        if route.depth and head.method in (b"GET", b"HEAD") and len(path.segments) == route.depth:
             return self.replies.redirect(_with_slash(head.target), request_id)
-        return self._plan(head, path, route, peer, request_id)
+        return self._plan(head, route, peer, request_id)
 
-    def _plan(self, head: Head, path: Path, route: Route, peer: Peer, request_id: str) -> Plan:
-        name = route.secret_header.encode()
-        headers = passing.for_user_server(head.headers, secret_header=name)
-        if name and route.server_id:
-            secret = self._secrets.server_secret(route.server_id, route.generation)
-            headers.append((name, (route.secret_prefix + secret).encode()))
-        target = passing.query_without_tokens(head.target)
-        prefix = b""
+    def _plan(self, head: Head, route: Route, peer: Peer, request_id: str) -> Plan:
+        fields = head.fields
+        block = fields.blocks.get(route.secret_header)
+        if block is None:
+            name = route.secret_header.encode()
+            block = lines_of(self._not_ours(passing.for_user_server(fields.headers, secret_header=name)))
+            fields.blocks[route.secret_header] = block
+        target, more = passing.query_without_tokens(head.target), self._secret_line(route)
         if route.strip_prefix:
             prefix = self._base_url.encode()[:-1] + quote(route.prefix).encode()
+            more += b"X-Forwarded-Prefix: %b\r\n" % prefix
             target = _stripped(target, len(self._base_url) - 1, route.depth)
-        headers += self._forwarded(head, peer, request_id, prefix)
-        span, traceparent = self._span(head, f"{head.method.decode()} {self._base_url}user/*", route)
+        span, traced = (
+            self._span(head, f"{head.method.decode()} {self._base_url}user/*", route) if self._tracing else NONE
+        )
         return Plan(
             targets=[route.target],
-            head=request_bytes(head, target, _traced(headers, traceparent), upgrade=bool(head.upgrade)),
+            head=self._request(head, target, block + more + traced, peer, request_id),
             trusted=False,
             server_id=route.server_id,
             kind="server",
@@ -190,7 +206,7 @@ class Gateway:
             span=span,
             response_timeout_s=self._bounds.response_timeout_s,
             body_bytes_max=self._bounds.body_bytes_max,
-            name=path.text,
+            secret_header=route.secret_header.encode(),
         )
 
     def _no_route(self, head: Head, path: Path, request_id: str, *, proven: bool) -> Reply:  # noqa: PLR0911
@@ -222,9 +238,21 @@ class Gateway:
 
     def _principal(self, head: Head) -> Principal | str | None:
         """The principal; a text: a credential that is no good; None: one that we may not have heard of yet."""
+        fields, identity, now = head.fields, self._state().identity, time.time()
+        known = fields.principal
+        if (
+            known is not None
+            and fields.principal_version == identity.version
+            and fields.principal_seen_by is identity
+            and (known.expires_at is None or now < known.expires_at)
+        ):
+            return known
         authorization = head.get(b"authorization").decode("latin-1")
-        cookie = session_cookie(head)
-        verdict = self._verifier.authenticate(authorization, cookie, time.time())
+        verdict = self._verifier.authenticate(authorization, fields.session_cookie(), now)
+        if isinstance(verdict, Principal):
+            fields.principal, fields.principal_seen_by = verdict, identity
+            fields.principal_version = identity.version
+            return verdict
         if verdict is None:
             return "nothing"
         return None if verdict in ("unknown_key", "unknown_user") else verdict
@@ -233,31 +261,61 @@ class Gateway:
         """A server trusts our secret instead of the browser's cookies, so that its own defence against other sites'
         requests does not work; this is it. Raises BadRequest."""
         origin = head.get(b"origin")
-        came = passing.came_from(head.headers, head.host, peer, self._port)
+        came = passing.came_from(head.fields.headers, head.host, peer, self._port)
         if origin and origin.lower() != self._public_origin and not passing.same_origin(origin, came):
             raise BadRequest(403, "This request comes from a page of another site.")
 
-    def _forwarded(self, head: Head, peer: Peer, request_id: str, prefix: bytes) -> list[passing.Header]:
-        came = passing.came_from(head.headers, head.host, peer, self._port)
-        headers = [
-            (b"X-Forwarded-For", came.addresses),
-            (b"X-Forwarded-Proto", came.scheme),
-            (b"X-Forwarded-Port", came.port),
-            (b"X-Request-Id", request_id.encode()),
-        ]
+    def _request(self, head: Head, target: bytes, lines: bytes, peer: Peer, request_id: str) -> bytes:
+        """The head as the upstream gets it. `lines`: the client's that go on, and those that depend on where."""
+        return b"".join((
+            head.method, b" ", target, b" HTTP/1.1\r\nHost: ", head.host or UNNAMED_HOST, b"\r\n", lines,
+            self._forwarded(head, peer), b"X-Request-Id: ", request_id.encode(), b"\r\n", framing(head),
+        ))  # fmt: skip
+
+    def _forwarded(self, head: Head, peer: Peer) -> bytes:
+        """Where the request came from. The same lines from the same connection come from the same place."""
+        fields = head.fields
+        if peer.told_for is fields and head.host is fields.host:
+            return peer.told
+        came = passing.came_from(fields.headers, head.host, peer, self._port)
+        lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\n" % (
+            came.addresses, came.scheme, came.port,
+        )  # fmt: skip
         if came.host:
-            headers.append((b"X-Forwarded-Host", came.host))
-        if prefix:
-            headers.append((b"X-Forwarded-Prefix", prefix))
-        return headers
+            lines += b"X-Forwarded-Host: %b\r\n" % came.host
+        if head.host is fields.host:
+            peer.told_for, peer.told = fields, lines
+        return lines
+
+    def _secret_line(self, route: Route) -> bytes:
+        """The server's own secret, as the header that it wants."""
+        if not route.secret_header or not route.server_id:
+            return b""
+        generation, line = self._secret_lines.get(route.server_id, (-1, b""))
+        if generation != route.generation:
+            secret = self._secrets.server_secret(route.server_id, route.generation)
+            line = f"{route.secret_header}: {route.secret_prefix}{secret}\r\n".encode()
+            if len(self._secret_lines) >= SECRET_LINES_MAX:
+                self._secret_lines.clear()
+            self._secret_lines[route.server_id] = (route.generation, line)
+        return line
+
+    def _not_ours(self, headers: list[passing.Header]) -> list[passing.Header]:
+        """Without what we write ourselves; a traceparent stays if it is one and no trace of our own replaces it."""
+        return [
+            (name, value)
+            for name, value in headers
+            if (lower := name.lower()) not in (b"host", b"content-length")
+            and (lower != b"traceparent" or (not self._tracing and TRACEPARENT.fullmatch(value)))
+        ]
 
     def _span(self, head: Head, name: str, route: Route | None) -> tuple[Span | None, bytes]:
-        """A span of this request, and the traceparent to hand on. Without a collector nothing is made anew."""
+        """A span of this request, and the traceparent line to hand on; nothing without a collector."""
+        if not self._tracing:
+            return NONE
         incoming = head.get(b"traceparent")
         if not TRACEPARENT.fullmatch(incoming):
             incoming = b""
-        if not self._tracing:
-            return None, incoming
         span = telemetry.tracer().start_span(
             name,
             context=telemetry.context_of(incoming.decode("latin-1")),
@@ -266,35 +324,14 @@ class Gateway:
             attributes={"http.request.method": head.method.decode()},
         )
         context = span.get_span_context()
-        return span, b"00-%032x-%016x-%02x" % (context.trace_id, context.span_id, context.trace_flags)
+        return span, b"traceparent: 00-%032x-%016x-%02x\r\n" % (context.trace_id, context.span_id, context.trace_flags)
 
 
+CONTROL: Final = "/hub"
+"""No header can have this name."""
+NONE: Final[tuple[Span | None, bytes]] = (None, b"")
+SECRET_LINES_MAX: Final = 20_000
 TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-
-
-def host_name(host: bytes) -> str:
-    """The Host header without its port, in lower case."""
-    text = host.decode("latin-1").lower()
-    if text.startswith("["):
-        return text.partition("]")[0] + "]"
-    return text.partition(":")[0]
-
-
-def session_cookie(head: Head) -> str:
-    """The session cookie's value, or nothing."""
-    wanted = SESSION_COOKIE.encode()
-    for name, value in head.headers:
-        if name.lower() == b"cookie" and wanted in value:
-            for pair in value.split(b";"):
-                key, _, text = pair.strip().partition(b"=")
-                if key == wanted:
-                    return text.decode("latin-1")
-    return ""
-
-
-def _traced(headers: list[passing.Header], traceparent: bytes) -> list[passing.Header]:
-    kept = [(n, v) for n, v in headers if n.lower() != b"traceparent"]
-    return [*kept, (b"traceparent", traceparent)] if traceparent else kept
 
 
 def _with_slash(target: bytes) -> bytes:

@@ -69,12 +69,18 @@ def is_in(address: str, networks: Networks) -> bool:
     return any(parsed in network for network in networks)
 
 
-class Peer(msgspec.Struct, frozen=True):
+class Peer:
     """The other end of a client's connection."""
 
-    address: str
-    trusted: bool
-    """A proxy in front of us, whose word about where a request came from is believed."""
+    __slots__ = ("address", "told", "told_for", "trusted")
+
+    def __init__(self, address: str, *, trusted: bool) -> None:
+        self.address = address
+        self.trusted = trusted
+        """A proxy in front of us, whose word about where a request came from is believed."""
+        self.told_for: object = None
+        """The header lines for which `told` says where they came from."""
+        self.told = b""
 
 
 class Came(msgspec.Struct, frozen=True):
@@ -185,16 +191,69 @@ def _is_ours_to_set(name: bytes) -> bool:
     return canonical in OURS_TO_SET or canonical.startswith(OUR_PREFIX)
 
 
-def from_upstream(headers: Iterable[Header], *, trusted: bool, base_url: str) -> list[Header]:
-    """Response headers for the browser. A user's server may not set the platform's cookies (`trusted`: auth, api)."""
-    headers = list(headers)
-    dropped = hop_by_hop_of(headers)
+class Passed(msgspec.Struct, frozen=True):
+    """A response's head, ready to go on; `lines` without the empty line, with what the router adds still to come."""
+
+    lines: bytes
+    length: int
+    """Of the body, as its head says; -1: it does not."""
+
+
+def from_upstream(head: bytes, *, trusted: bool, base_url: str) -> Passed:
+    """A response's head for the browser: its own lines but those that end here, as they came.
+
+    `head`: status line and header lines as llhttp accepted them, without the line end of the last. A user's server may
+    not set the platform's cookies (`trusted`: auth, api).
+    """
+    lines = head.split(b"\r\n")
+    status_line = lines[0]
+    kept = [status_line if status_line.startswith(b"HTTP/1.1 ") else b"HTTP/1.1" + status_line[8:]]
+    if len(status_line) < STATUS_LINE_BYTES_MIN:
+        kept[0] += b" "
+    length, listed = -1, b""
+    bodyless = status_line[9:12] == b"204"
+    for line in lines[1:]:
+        name = line[: line.find(b":")].lower()
+        if name not in _LOOKED_AT:
+            kept.append(line)
+        elif name == b"content-length":
+            length = int(line[15:])
+            if not bodyless:
+                kept.append(line)
+        elif name == b"set-cookie":
+            if trusted or not _is_platform_cookie(line[11:], base_url):
+                kept.append(line)
+        elif name == b"connection":
+            listed += b"," + line[11:]
+    if listed and listed.strip(b", ").lower() not in (b"keep-alive", b"close"):
+        names = {name.strip().lower() for name in listed.split(b",")}
+        kept[1:] = [line for line in kept[1:] if line[: line.find(b":")].lower() not in names]
+    kept.append(b"")
+    return Passed(b"\r\n".join(kept), length)
+
+
+STATUS_LINE_BYTES_MIN: Final = len(b"HTTP/1.1 200 ")
+_LOOKED_AT: Final = HOP_BY_HOP | {b"set-cookie", b"content-length"}
+
+
+def trailers(fields: Iterable[Header], *, but: bytes = b"") -> list[Header]:
+    """Those that may follow a message's last chunk: nothing that frames it, says who asks or where it came from, or
+    sets a cookie (RFC 9110 §6.5.1). `but`: a header that only we send."""
+    refused = _NO_TRAILERS | {_canonical(but)}
     return [
         (name, value)
-        for name, value in headers
-        if (lower := name.lower()) not in dropped
-        and (trusted or lower != b"set-cookie" or not _is_platform_cookie(value, base_url))
+        for name, value in fields
+        if (lower := _canonical(name)) not in refused
+        and not _is_ours_to_set(name)
+        and not lower.startswith(b"sec-")
+        and TOKEN_BYTES not in value
     ]
+
+
+_NO_TRAILERS: Final = HOP_BY_HOP | {
+    b"authorization", b"content-encoding", b"content-length", b"content-range", b"content-type", b"cookie", b"cookie2",
+    b"host", b"location", b"origin", b"referer", b"set-cookie", b"x-xsrftoken",
+}  # fmt: skip
 
 
 def _is_platform_cookie(value: bytes, base_url: str) -> bool:

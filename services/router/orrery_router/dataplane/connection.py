@@ -3,43 +3,60 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import re
 from collections import deque
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Final
 
 import httptools
 
 from orrery_router import passing
-from orrery_router.passing import Peer
+from orrery_router.passing import Header, Peer
 
 from . import limits
 from .exchange import Exchange
-from .head import BadRequest, Head
+from .head import BadRequest, Fields, Head
 
 if TYPE_CHECKING:
     from .server import DataPlane
 
+SHORT_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"POST", b"PUT", b"PATCH"})
+PLAIN_TARGET: Final = re.compile(rb"/[A-Za-z0-9\-._~!$&'()*+,;=:@%/?]*")
+"""A request target that llhttp takes without a word (RFC 3986 §3.3, §3.4)."""
+
 
 class Client(asyncio.Protocol):
-    """One browser's connection."""
+    """One browser's connection.
+
+    A request whose header lines were seen before, byte by byte, and that is whole in one piece, goes the short way
+    (`_known`). Everything else goes through llhttp, which also decides what may be known the next time.
+    """
+
+    transport: asyncio.Transport | None = None
+    writable = True
+    _parser: httptools.HttpRequestParser | None = None
+    _in_head = False
+    """Bytes of a head have come, its end has not."""
+    _target = b""
+    _headers: list[Header] | None = None
+    _trailers: list[Header] | None = None
+    _head_bytes = 0
+    _block = b""
+    """The header lines, if what is being parsed is one head that came in one piece."""
+    _current: Exchange | None = None
+    _receiving: Exchange | None = None
+    _spliced = False
+    _refusal: tuple[int, str] | None = None
+    _refused_head: Head | None = None
+    _linger_until = 0.0
+    _head_since = 0.0
 
     def __init__(self, server: DataPlane) -> None:
         self.server = server
         self.peer = Peer("", trusted=False)
-        self.transport: asyncio.Transport | None = None
-        self.writable = True
-        self._parser = httptools.HttpRequestParser(self)
-        self._head: Head | None = None
-        self._head_bytes = 0
-        self._head_done = True
-        self._current: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
-        self._receiving: Exchange | None = None
-        self._spliced = False
         self._held: set[str] = set()
-        self._refusal: tuple[int, str] | None = None
-        self._last_at = time.monotonic()
-        self._linger_until = 0.0
+        self._last_at = monotonic()
 
     # asyncio.Protocol
 
@@ -54,17 +71,45 @@ class Client(asyncio.Protocol):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        self._last_at = time.monotonic()
-        if self._linger_until or self._refusal:
-            return
-        if self._spliced:
+        self._last_at = monotonic()
+        if self._current is None and data[-4:] == b"\r\n\r\n" and self.idle and not self._closing:
+            line, _, block = data.partition(b"\r\n")
+            fields = self.server.known.find(block)
+            if fields is not None and self._known(line, fields, len(data)):
+                return
+            # One head and nothing after it: what llhttp makes of it is worth to be remembered.
+            self._block = block if line and block.find(b"\r\n\r\n") == len(block) - 4 else b""
+            self._parse(data)
+            self._block = b""
+        elif self._spliced:
             if self._current is not None:
                 self._current.client_bytes(data)
-            return
-        if not self._head_done or self._receiving is None:
+        elif not self._closing:
+            self._parse(data)
+
+    def _known(self, line: bytes, fields: Fields, size: int) -> bool:
+        """The short way of a request whose header lines are known. False: its request line needs a closer look."""
+        method, _, rest = line.partition(b" ")
+        target = rest[:-9]
+        if (
+            rest[-9:] != b" HTTP/1.1"
+            or method not in SHORT_METHODS
+            or size > self.server.bounds.head_bytes_max
+            or PLAIN_TARGET.fullmatch(target) is None
+        ):
+            return False
+        self._current = exchange = Exchange(self, Head(method, target, fields), request_ended=True)
+        exchange.start()
+        return True
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpRequestParser(self)
+        if self._in_head or self._receiving is None:
             self._head_bytes += len(data)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._upgrade(data[upgrade.args[0] :])
         except BadRequest as error:
@@ -78,8 +123,11 @@ class Client(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse(400, "The request is not valid HTTP.")
         else:
-            if not self._head_done and self._head_bytes > self.server.bounds.head_bytes_max:
-                self._refuse(431, f"The request's head is larger than {self.server.bounds.head_bytes_max} bytes.")
+            if self._in_head and self._head_bytes > self.server.bounds.head_bytes_max:
+                self._refuse(431, self._head_too_large())
+
+    def _head_too_large(self) -> str:
+        return f"The request's head is larger than {self.server.bounds.head_bytes_max} bytes."
 
     def eof_received(self) -> bool:
         return False
@@ -104,46 +152,44 @@ class Client(asyncio.Protocol):
     # llhttp
 
     def on_message_begin(self) -> None:
-        self._head = Head()
-        self._head_done = False
+        self._target, self._headers, self._trailers = b"", [], None
+        self._in_head = True
         self._head_bytes = max(1, self._head_bytes if self._receiving is None else 1)
 
     def on_url(self, url: bytes) -> None:
-        if self._head is not None:
-            self._head.target += url
-            if len(self._head.target) > self.server.bounds.head_bytes_max:
-                raise BadRequest(431, f"The request's head is larger than {self.server.bounds.head_bytes_max} bytes.")
+        self._target += url
+        if len(self._target) > self.server.bounds.head_bytes_max:
+            raise BadRequest(431, self._head_too_large())
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        head = self._head
-        if head is None:
-            return
         if not name:
             raise BadRequest(400, "A header has no name.")
-        head.headers.append((name, value))
-        if len(head.headers) > limits.HEADERS_MAX:
+        headers = self._headers
+        if headers is None:
+            headers = self._trailers = [] if self._trailers is None else self._trailers
+        headers.append((name, value))
+        if len(headers) > limits.HEADERS_MAX:
             raise BadRequest(431, f"The request has more than {limits.HEADERS_MAX} headers.")
 
     def on_headers_complete(self) -> None:
-        head, parser = self._head, self._parser
-        if head is None:
+        headers, parser = self._headers, self._parser
+        if headers is None or parser is None:
             return
-        self._head_done = True
-        if sum(len(n) + len(v) + 4 for n, v in head.headers) + len(head.target) > self.server.bounds.head_bytes_max:
-            raise BadRequest(431, f"The request's head is larger than {self.server.bounds.head_bytes_max} bytes.")
-        head.method = parser.get_method()
+        self._headers, self._in_head = None, False
+        if sum(len(n) + len(v) + 4 for n, v in headers) + len(self._target) > self.server.bounds.head_bytes_max:
+            raise BadRequest(431, self._head_too_large())
         version = parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise BadRequest(400, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
-        head.http10 = version == "1.0"
-        head.keep_alive = parser.should_keep_alive()
+        http10 = version == "1.0"
+        fields = Fields(headers, http10=http10, keep_alive=parser.should_keep_alive())
+        head = Head(parser.get_method(), self._target, fields)
+        head.http10 = http10
         if parser.should_upgrade():
             head.upgrade = head.get(b"upgrade").lower().strip()
-        lengths = [v for n, v in head.headers if n.lower() == b"content-length"]
-        chunked = any(n.lower() == b"transfer-encoding" for n, _ in head.headers)
-        head.chunked = chunked
-        head.length = int(lengths[0]) if lengths and lengths[0].strip().isdigit() else 0
-        exchange = Exchange(self, head)
+        elif self._block:
+            self.server.known.learn(self._block, fields)
+        exchange = Exchange(self, head, request_ended=not (head.has_body or head.upgrade))
         self._receiving = exchange
         self._waiting.append(exchange)
         if len(self._waiting) > limits.PIPELINED_MAX:
@@ -160,7 +206,7 @@ class Client(asyncio.Protocol):
         self._head_bytes, self._head_since = 0, 0.0
         if exchange is not None and not exchange.head.upgrade:
             self._receiving = None
-            exchange.request_end()
+            exchange.request_end(self._trailers or [])
             if exchange.finished and exchange is self._current:
                 self._advance()
 
@@ -201,10 +247,12 @@ class Client(asyncio.Protocol):
 
     def _advance(self) -> None:
         self._current = None
-        self._last_at = time.monotonic()
-        self._held.discard("upstream")
-        self.free("connecting")
-        self._next()
+        self._last_at = monotonic()
+        if self._held:
+            self._held.discard("upstream")
+            self.free("connecting")
+        if self._waiting or self._refusal is not None:
+            self._next()
 
     def splice(self) -> None:
         self._spliced = True
@@ -216,6 +264,7 @@ class Client(asyncio.Protocol):
             return
         self.server.refused(status)
         broken, self._receiving = self._receiving, None
+        self._refused_head = Head(b"", self._target, Fields(self._headers or [])) if broken is None else broken.head
         if broken is not None and broken is self._current:
             if broken.response_begun:
                 self.abort()  # Half an answer must not look like a whole one.
@@ -229,8 +278,8 @@ class Client(asyncio.Protocol):
 
     def _answer_refusal(self, status: int, message: str) -> None:
         """Once the requests before it have their answers."""
-        head = self._head or Head()
-        self.write(self.server.gateway.replies.page(head, status, message, close=True).content)
+        if self._refused_head is not None:
+            self.write(self.server.gateway.replies.page(self._refused_head, status, message, close=True).content)
         self.close(linger=True)
 
     # Bytes
@@ -256,7 +305,7 @@ class Client(asyncio.Protocol):
         if self.transport is None or self._linger_until:
             return
         if linger:
-            self._linger_until = time.monotonic() + limits.TICK_S * 2
+            self._linger_until = monotonic() + limits.TICK_S * 2
             self._held.clear()
             self.transport.resume_reading()
             if self.transport.can_write_eof():
@@ -271,7 +320,14 @@ class Client(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Between two requests."""
-        return self._current is None and not self._waiting and self._head_done
+        return (
+            self._current is self._receiving is None and not self._waiting and not self._in_head and not self._spliced
+        )
+
+    @property
+    def _closing(self) -> bool:
+        """What still comes is not looked at."""
+        return self._refusal is not None or self._linger_until > 0.0
 
     @property
     def spliced(self) -> bool:
@@ -287,7 +343,7 @@ class Client(asyncio.Protocol):
             return
         elif (
             self._refusal is None
-            and not self._head_done
+            and self._in_head
             and quiet_s > 0
             and now - self._head_started(now) > self.server.bounds.head_timeout_s
         ):
@@ -304,5 +360,3 @@ class Client(asyncio.Protocol):
         if self._head_since == 0.0:
             self._head_since = now
         return self._head_since
-
-    _head_since = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from orrery_router import passing
@@ -12,7 +12,7 @@ from orrery_router.passing import Header
 from orrery_router.replies import Reply, too_large
 
 from . import limits
-from .head import IDEMPOTENT, LAST_CHUNK, BadRequest, Head, chunk, response_bytes
+from .head import IDEMPOTENT, BadRequest, Head, chunk, last_chunk
 from .upstream import Target, Upstream
 
 if TYPE_CHECKING:
@@ -22,25 +22,27 @@ if TYPE_CHECKING:
 class Exchange:
     """Made for every request; lives until its answer is written. Implements `Answer`."""
 
-    def __init__(self, client: Client, head: Head) -> None:
-        self.client, self.head = client, head
-        self.request_ended = not (head.has_body or head.upgrade)
-        self.finished = False
-        self.response_begun = False
-        self.began_at = time.monotonic()
-        self.waiting_since = 0.0
-        """When the whole request was handed on; 0: not yet, or the answer has begun."""
-        self.status = 0
-        self.plan: Plan | None = None
-        self._upstream: Upstream | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self._received = 0
-        self._body_sent = False
-        self._chunked_answer = False
-        self._close_after = False
-        self._spliced = False
+    # Most requests change few of these: what they do not change is not made for them.
+    finished = False
+    response_begun = False
+    waiting_since = 0.0
+    """When the whole request was handed on; 0: not yet, or the answer has begun."""
+    status = 0
+    plan: Plan | None = None
+    _upstream: Upstream | None = None
+    _task: asyncio.Task[None] | None = None
+    _pending: list[bytes] | None = None
+    """What came while there was no upstream to send it to."""
+    _pending_bytes = 0
+    _received = 0
+    _body_sent = False
+    _chunked_answer = False
+    _close_after = False
+    _spliced = False
+
+    def __init__(self, client: Client, head: Head, *, request_ended: bool) -> None:
+        self.client, self.head, self.request_ended = client, head, request_ended
+        self.began_at = monotonic()
 
     # From the client
 
@@ -65,14 +67,17 @@ class Exchange:
             self.client.server.activity.touch(plan.server_id)
         self._send(chunk(data) if self.head.chunked else data)
 
-    def request_end(self) -> None:
+    def request_end(self, trailers: list[Header]) -> None:
         self.request_ended = True
         if self.finished:
             return
         if self.head.chunked:
-            self._send(LAST_CHUNK)
+            # Before it is decided where they go it is not known what they must not say.
+            plan = self.plan
+            kept = passing.trailers(trailers, but=plan.secret_header) if plan is not None else []
+            self._send(last_chunk(kept))
         if self._upstream is not None:
-            self.waiting_since = time.monotonic()
+            self.waiting_since = monotonic()
 
     def client_bytes(self, data: bytes) -> None:
         """After a switch of protocols. What comes before the upstream has agreed to it is kept: if it refuses, those
@@ -159,7 +164,7 @@ class Exchange:
         if not self.head.upgrade:
             self._send_kept(upstream)
         if self.request_ended:
-            self.waiting_since = time.monotonic()
+            self.waiting_since = monotonic()
 
     def _send(self, data: bytes) -> None:
         if self._upstream is not None:
@@ -169,13 +174,17 @@ class Exchange:
             self._keep(data)
 
     def _keep(self, data: bytes) -> None:
+        if self._pending is None:
+            self._pending = []
         self._pending.append(data)
         self._pending_bytes += len(data)
         if self._pending_bytes > limits.PENDING_BYTES_MAX:
             self.client.hold("connecting")
 
     def _send_kept(self, upstream: Upstream) -> None:
-        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        if self._pending is None:
+            return
+        pending, self._pending, self._pending_bytes = self._pending, None, 0
         for data in pending:
             upstream.write(data)
             self._body_sent = True
@@ -196,65 +205,64 @@ class Exchange:
 
     # Answer
 
-    def response_started(self, status: int, reason: bytes, headers: list[Header], *, http10: bool) -> bool:  # noqa: ARG002
-        plan = self.plan
+    def response_started(self, status: int, head: bytes, body: bytes, *, chunked: bool) -> int:  # noqa: ARG002 (the length says it already)
+        plan, request, server = self.plan, self.head, self.client.server
         self.waiting_since = 0.0
         self.status = status
         self.response_begun = True
-        bodyless = self.head.method == b"HEAD" or status in (204, 304)
-        server = self.client.server
-        kept = passing.from_upstream(headers, trusted=plan is not None and plan.trusted, base_url=server.base_url)
-        has_length = any(name.lower() == b"content-length" for name, _ in kept)
-        if status == 204:
-            kept = [(name, value) for name, value in kept if name.lower() != b"content-length"]
-        if not bodyless and not has_length:
-            if self.head.http10:
-                self._close_after = True
-            else:
-                self._chunked_answer = True
-                kept.append((b"Transfer-Encoding", b"chunked"))
-        if self.head.http10 or not self.head.keep_alive or self.head.upgrade or server.draining:
+        passed = passing.from_upstream(head, trusted=plan is None or plan.trusted, base_url=server.base_url)
+        left, more = passed.length, b""
+        if request.method == b"HEAD" or status in (204, 304):
+            left, body = 0, b""
+        elif left >= 0:
+            body = body[:left] if len(body) > left else body
+            left -= len(body)
+        elif request.http10:
             self._close_after = True
-        if self._close_after:
-            kept.append((b"Connection", b"close"))
-        self.client.write(response_bytes(status, reason or b"OK", kept))
-        return bodyless
+        else:
+            self._chunked_answer, more = True, b"Transfer-Encoding: chunked\r\n"
+            body = chunk(body) if body else b""
+        if request.http10 or not request.fields.keep_alive or request.upgrade or server.draining:
+            self._close_after = True
+        more += b"Connection: close\r\n\r\n" if self._close_after else b"\r\n"
+        self.client.write(b"".join((passed.lines, more, body)))
+        return left
 
-    def informational(self, status: int, reason: bytes, headers: list[Header]) -> None:
+    def informational(self, head: bytes) -> None:
         if not self.head.http10:
-            self.client.write(
-                response_bytes(status, reason, passing.from_upstream(headers, trusted=False, base_url="/"))
-            )
+            passed = passing.from_upstream(head, trusted=False, base_url="/")
+            self.client.write(passed.lines + b"\r\n")
 
     def response_body(self, data: bytes) -> None:
-        self.client.write(chunk(data) if self._chunked_answer else data)
+        if not self.finished:
+            self.client.write(chunk(data) if self._chunked_answer else data)
 
-    def response_ended(self) -> None:
+    def response_ended(self, trailers: list[Header]) -> None:
         upstream, self._upstream = self._upstream, None
         if self._chunked_answer:
-            self.client.write(LAST_CHUNK)
+            self.client.write(last_chunk(passing.trailers(trailers)))
         if upstream is not None:
-            # An answer before the whole request was read leaves the connection in an unknown state, and so does HEAD
-            # (the parser still waits for the body that its length announced).
-            upstream.detach(reusable=self.request_ended and self.head.method != b"HEAD" and not self.head.upgrade)
-        if self.plan is not None and self.plan.server_id and self.status < 300:
+            # An answer before the whole request was read leaves the connection in an unknown state.
+            upstream.detach(reusable=self.request_ended and not self.head.upgrade)
+        if self.status < 300 and self.plan is not None and self.plan.server_id:
             self.client.server.activity.touch(self.plan.server_id)
         self._finish(self.status)
 
-    def switched(self, reason: bytes, headers: list[Header], rest: bytes) -> None:
+    def switched(self, head: bytes, rest: bytes) -> bool:
         """101: from now on bytes are bytes."""
+        if not self.head.upgrade:
+            return False
         self.waiting_since = 0.0
         self.response_begun = True
         self.status = 101
-        kept = passing.from_upstream(headers, trusted=False, base_url=self.client.server.base_url)
-        kept += [(b"Connection", b"Upgrade"), (b"Upgrade", self.head.upgrade)]
-        self.client.write(response_bytes(101, reason or b"Switching Protocols", kept))
+        passed = passing.from_upstream(head, trusted=False, base_url=self.client.server.base_url)
+        more = b"Connection: Upgrade\r\nUpgrade: %b\r\n\r\n" % self.head.upgrade
+        self.client.write(passed.lines + more + rest)
         self._spliced = True
         self.client.splice()
         if self._upstream is not None:
             self._send_kept(self._upstream)
-        if rest:
-            self.client.write(rest)
+        return True
 
     def upstream_bytes(self, data: bytes) -> None:
         self.client.write(data)

@@ -1,18 +1,24 @@
-"""Request heads: collected by llhttp's callbacks, checked, written anew for the upstream."""
+"""Request heads: what llhttp collected, looked at once, and written anew for the upstream.
+
+A browser sends the same header lines again and again, with another request line. `Fields` is what those lines say,
+whatever the request line; it never changes once made, so that it can be remembered by its bytes (`KnownHeads`), and a
+head that was seen before, byte by byte, needs no second look.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
+from orrery_events.principal import SESSION_COOKIE, Principal
 from orrery_router.passing import Header
 
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
 SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 
-
 UNNAMED_HOST: Final = b"localhost"
 """An HTTP/1.0 client may name no host; what goes on is HTTP/1.1 and must."""
+LENGTH_DIGITS_MAX: Final = 18
+NOT_IN_HOST: Final = b"/\\@?# \t,"
 
 
 class BadRequest(Exception):
@@ -24,95 +30,205 @@ class BadRequest(Exception):
         self.message = message
 
 
-class Head:
-    """One request's head."""
+class Fields:
+    """The header lines of a request, taken apart. Shared by all requests that send the same bytes."""
 
-    __slots__ = ("chunked", "headers", "host", "http10", "keep_alive", "length", "method", "target", "upgrade")
+    __slots__ = (
+        "blocks",
+        "chunked",
+        "error",
+        "has_length",
+        "headers",
+        "host",
+        "host_name",
+        "keep_alive",
+        "length",
+        "principal",
+        "principal_seen_by",
+        "principal_version",
+        "safe_to_know",
+        "text",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
-        self.method = b""
-        self.target = b""
-        self.headers: list[Header] = []
+    def __init__(self, headers: list[Header], *, http10: bool = False, keep_alive: bool = True) -> None:
+        self.headers = headers
+        self.keep_alive = keep_alive
+        self.error: BadRequest | None = None
+        """What is wrong with them; the request is refused with it in its turn."""
         self.host = b""
-        self.http10 = False
-        self.keep_alive = True
+        self.host_name = ""
+        """Without its port, in lower case."""
         self.chunked = False
         self.length = 0
         """Of the body; 0 with `chunked` unknown."""
+        self.has_length = False
+        self.blocks: dict[str, bytes] = {}
+        """What of them goes on to whom, as lines; filled in by gateways."""
+        self.principal: Principal | None = None
+        """Who asks, as found at `principal_version` of the identities of `principal_seen_by`."""
+        self.principal_seen_by: object = None
+        self.principal_version = -1
+        self.text: dict[bytes, bytes] = {}
+        """First value of every header, by name in lower case."""
+        for name, value in headers:
+            self.text.setdefault(name.lower(), value)
+        try:
+            self._check(http10=http10)
+        except BadRequest as error:
+            self.error = error
+        self.safe_to_know = self.error is None and not (
+            http10 or self.chunked or self.has_length or b"upgrade" in self.text or b"expect" in self.text
+        )
+        """True if a request with these lines is whole at their end."""
+
+    def _check(self, *, http10: bool) -> None:
+        """What llhttp leaves to us (RFC 9112 §3.2, §6.3)."""
+        hosts = [value for name, value in self.headers if name.lower() == b"host"]
+        if len(hosts) > 1 or (not hosts and not http10):
+            raise BadRequest(400, "A request names exactly one host.")
+        self.host = hosts[0].strip() if hosts else b""
+        if any(c in self.host for c in NOT_IN_HOST):
+            raise BadRequest(400, "The Host header is not a host.")
+        self.host_name = host_name(self.host)
+        lengths = [value.strip() for name, value in self.headers if name.lower() == b"content-length"]
+        codings = [value.strip().lower() for name, value in self.headers if name.lower() == b"transfer-encoding"]
+        if codings:
+            if codings != [b"chunked"] or lengths or http10:
+                raise BadRequest(400, "The request's length is told in more than one way.")
+            self.chunked = True
+        if lengths:
+            if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > LENGTH_DIGITS_MAX:
+                raise BadRequest(400, "The request's length is not one number.")
+            self.length, self.has_length = int(lengths[0]), True
+        if any(b"\x00" in value or b"\r" in value or b"\n" in value for _, value in self.headers):
+            raise BadRequest(400, "A header holds control characters.")
+
+    def session_cookie(self) -> str:
+        """The session cookie's value, or nothing."""
+        wanted = SESSION_COOKIE.encode()
+        for name, value in self.headers:
+            if name.lower() == b"cookie" and wanted in value:
+                for pair in value.split(b";"):
+                    key, _, text = pair.strip().partition(b"=")
+                    if key == wanted:
+                        return text.decode("latin-1")
+        return ""
+
+
+class Head:
+    """One request's head."""
+
+    __slots__ = ("fields", "host", "host_name", "http10", "method", "target", "upgrade")
+
+    def __init__(self, method: bytes, target: bytes, fields: Fields) -> None:
+        self.method, self.target, self.fields = method, target, fields
+        self.host, self.host_name = fields.host, fields.host_name
+        self.http10 = False
         self.upgrade = b""
         """Lower-case protocol that the client wants to change to."""
 
     @property
+    def chunked(self) -> bool:
+        return self.fields.chunked
+
+    @property
+    def length(self) -> int:
+        return self.fields.length
+
+    @property
+    def keep_alive(self) -> bool:
+        return self.fields.keep_alive
+
+    @property
     def has_body(self) -> bool:
-        return self.chunked or self.length > 0
+        return self.fields.chunked or self.fields.length > 0
 
     def get(self, name: bytes) -> bytes:
         """The first value of a header (name in lower case), or nothing."""
-        for key, value in self.headers:
-            if key.lower() == name:
-                return value
-        return b""
+        return self.fields.text.get(name, b"")
 
     def check(self) -> None:
-        """What llhttp leaves to us (RFC 9112 §3.2, §6.3). Raises BadRequest."""
-        hosts = [value for name, value in self.headers if name.lower() == b"host"]
-        if len(hosts) > 1 or (not hosts and not self.http10):
-            raise BadRequest(400, "A request names exactly one host.")
-        self.host = hosts[0].strip() if hosts else b""
-        if any(c in self.host for c in b"/\\@?# \t,"):
-            raise BadRequest(400, "The Host header is not a host.")
-        lengths = [value.strip() for name, value in self.headers if name.lower() == b"content-length"]
-        codings = [value.strip().lower() for name, value in self.headers if name.lower() == b"transfer-encoding"]
-        if codings:
-            if codings != [b"chunked"] or lengths or self.http10:
-                raise BadRequest(400, "The request's length is told in more than one way.")
-            self.chunked = True
-        if lengths:
-            if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > 18:
-                raise BadRequest(400, "The request's length is not one number.")
-            self.length = int(lengths[0])
-        self._absolute_form()
+        """Raises BadRequest for what cannot be forwarded as it is."""
+        if self.fields.error is not None:
+            raise self.fields.error
+        if self.target[:1] != b"/":
+            self._absolute_form()
         if self.method == b"CONNECT":
             raise BadRequest(405, "This is not a forward proxy.")
-        if any(b"\x00" in value or b"\r" in value or b"\n" in value for _, value in self.headers):
-            raise BadRequest(400, "A header holds control characters.")
 
     def _absolute_form(self) -> None:
         """`GET http://host/path`: the authority replaces Host (RFC 9112 §3.2.2)."""
-        lower = self.target[:8].lower()
-        if lower.startswith((b"http://", b"https://")):
-            rest = self.target.partition(b"://")[2]
-            cut = min((i for i in (rest.find(b"/"), rest.find(b"?")) if i >= 0), default=len(rest))
-            self.host, path = rest[:cut], rest[cut:]
-            if b"@" in self.host or not self.host:
-                raise BadRequest(400, "The request target is not usable.")
-            self.target = path if path.startswith(b"/") else b"/" + path
+        if not self.target[:8].lower().startswith((b"http://", b"https://")):
+            return
+        rest = self.target.partition(b"://")[2]
+        cut = min((i for i in (rest.find(b"/"), rest.find(b"?")) if i >= 0), default=len(rest))
+        self.host, path = rest[:cut], rest[cut:]
+        if not self.host or any(c in self.host for c in NOT_IN_HOST):
+            raise BadRequest(400, "The request target is not usable.")
+        self.host_name = host_name(self.host)
+        self.target = path if path.startswith(b"/") else b"/" + path
 
 
-def request_bytes(head: Head, target: bytes, headers: Iterable[Header], *, upgrade: bool) -> bytes:
-    """The head as the upstream gets it. The framing is ours: `chunked` or the one length that was checked."""
-    lines = [head.method + b" " + target + b" HTTP/1.1"]
-    lines += [name + b": " + value for name, value in headers if name.lower() not in (b"content-length", b"host")]
-    lines.insert(1, b"Host: " + (head.host or UNNAMED_HOST))
-    if upgrade:
-        lines += [b"Connection: Upgrade", b"Upgrade: " + head.upgrade]
-    elif head.chunked:
-        lines.append(b"Transfer-Encoding: chunked")
-    elif head.length or head.get(b"content-length"):
-        lines.append(b"Content-Length: %d" % head.length)
-    elif head.method in (b"POST", b"PUT", b"PATCH"):
-        lines.append(b"Content-Length: 0")
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+class KnownHeads:
+    """Fields by the bytes that they came in. Two generations: when the young one is full the old one is forgotten."""
+
+    BLOCK_BYTES_MAX: Final = 8 * 1024
+    GENERATION_MAX: Final = 512
+
+    def __init__(self) -> None:
+        self._young: dict[bytes, Fields] = {}
+        self._old: dict[bytes, Fields] = {}
+
+    def find(self, block: bytes) -> Fields | None:
+        """`block`: from the end of the request line to the empty line, both line ends included."""
+        fields = self._young.get(block)
+        if fields is None:
+            fields = self._old.get(block)
+            if fields is not None:
+                self.learn(block, fields)
+        return fields
+
+    def learn(self, block: bytes, fields: Fields) -> None:
+        """Only for what the parser took for one whole head, and for what is whole without a body."""
+        if not fields.safe_to_know or len(block) > self.BLOCK_BYTES_MAX:
+            return
+        if len(self._young) >= self.GENERATION_MAX:
+            self._old, self._young = self._young, {}
+        self._young[block] = fields
 
 
-def response_bytes(status: int, reason: bytes, headers: Iterable[Header]) -> bytes:
-    lines = [b"HTTP/1.1 %d %b" % (status, reason)]
-    lines += [name + b": " + value for name, value in headers]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+def host_name(host: bytes) -> str:
+    """The Host header without its port, in lower case."""
+    text = host.decode("latin-1").lower()
+    if text.startswith("["):
+        return text.partition("]")[0] + "]"
+    return text.partition(":")[0]
+
+
+def framing(head: Head) -> bytes:
+    """The lines that say where the request ends, and the empty one: `chunked` or the one length that was checked."""
+    if head.upgrade:
+        return b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n\r\n"
+    fields = head.fields
+    if fields.chunked:
+        return b"Transfer-Encoding: chunked\r\n\r\n"
+    if fields.has_length:
+        return b"Content-Length: %d\r\n\r\n" % fields.length
+    return b"Content-Length: 0\r\n\r\n" if head.method in (b"POST", b"PUT", b"PATCH") else b"\r\n"
+
+
+def lines_of(headers: list[Header]) -> bytes:
+    """Headers as they are written, each with its line end."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def response_bytes(status: int, reason: bytes, headers: list[Header]) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, lines_of(headers))
 
 
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-LAST_CHUNK: Final = b"0\r\n\r\n"
+def last_chunk(trailers: list[Header]) -> bytes:
+    return b"0\r\n%b\r\n" % lines_of(trailers)

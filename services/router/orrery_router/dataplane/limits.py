@@ -42,6 +42,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 HEADERS_MAX: Final = 128
 RESPONSE_HEAD_BYTES_MAX: Final = 128 * 1024
+INTERIM_RESPONSES_MAX: Final = 32
+"""1xx responses to one request."""
+TRAILER_BYTES_MAX: Final = 16 * 1024
+TRAILERS_MAX: Final = 64
 CONTROL_BODY_BYTES_MAX: Final = 1 << 20
 """Bodies for auth and api; more is 413."""
 CONTROL_RESPONSE_TIMEOUT_S: Final = 60.0

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge
 
 from orrery_router.gateway import Gateway
 from orrery_router.handlers import Activity
@@ -18,21 +18,17 @@ from orrery_router.passing import Networks
 
 from . import limits
 from .connection import Client
+from .head import KnownHeads
 from .limits import Limits
-from .upstream import Pool
+from .pool import Pool
+from .tally import Tally
 
 if TYPE_CHECKING:
     from .exchange import Exchange
 
 BACKLOG: Final = 1024
+SWITCHED: Final = 101
 
-REQUESTS: Final = Counter("orrery_router_requests", "Requests answered.", ["code_class", "kind"])
-DURATION: Final = Histogram(
-    "orrery_router_request_duration_seconds",
-    "From a request's head to the end of its answer.",
-    ["code_class"],
-    buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30),
-)
 REFUSED: Final = Counter("orrery_router_requests_refused", "Requests that were not valid.", ["code"])
 OPEN: Final = Gauge("orrery_router_open_connections", "Open client connections.", ["kind"])
 
@@ -53,7 +49,9 @@ class DataPlane:
         self.gateway, self.activity, self.catch_up, self.base_url = gateway, activity, catch_up, base_url
         self.bounds, self.trusted_proxies = bounds, trusted_proxies
         self.pool = Pool(bounds.connect_timeout_s)
+        self.known = KnownHeads()
         self.draining = False
+        self._tally = Tally()
         self._clients: set[Client] = set()
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
@@ -128,11 +126,10 @@ class DataPlane:
 
     def observe(self, exchange: Exchange, status: int) -> None:
         """Counts an exchange that is over."""
-        code_class = f"{status // 100}xx"
         plan = exchange.plan
-        REQUESTS.labels(code_class, plan.kind if plan else "own").inc()
-        if status != 101:
-            DURATION.labels(code_class).observe(time.monotonic() - exchange.began_at)
+        # A WebSocket's life says nothing about how fast answers come.
+        duration_s = None if status == SWITCHED else time.monotonic() - exchange.began_at
+        self._tally.add(status // 100, plan.kind if plan is not None else "own", duration_s)
         if plan is not None and plan.span is not None:
             plan.span.set_attribute("http.response.status_code", status)
             plan.span.end()

@@ -1,11 +1,10 @@
-"""One connection to an upstream, and the pool of idle ones."""
+"""One connection to an upstream."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
-from typing import Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import httptools
 
@@ -15,18 +14,27 @@ from . import limits
 
 Target = tuple[str, int]
 
+END_OF_HEAD: Final = b"\r\n\r\n"
+INVALID: Final = "its response is not valid HTTP"
+TOO_LARGE: Final = "its response head is too large"
+
 
 class Answer(Protocol):
     """Who gets what an upstream says."""
 
-    def response_started(self, status: int, reason: bytes, headers: list[Header], *, http10: bool) -> bool:
-        """The head of a final response. True: it has no body, whatever its headers say."""
+    def response_started(self, status: int, head: bytes, body: bytes, *, chunked: bool) -> int:
+        """The head of a final response as it came (without its empty line), and what came of the body with it.
+        Returns how many bytes of the body are still to come: 0 none, -1 until the connection ends. `chunked`: the body
+        comes by `response_body`, its chunks taken apart."""
         ...
 
-    def informational(self, status: int, reason: bytes, headers: list[Header]) -> None: ...
-    def switched(self, reason: bytes, headers: list[Header], rest: bytes) -> None: ...
+    def informational(self, head: bytes) -> None: ...
+    def switched(self, head: bytes, rest: bytes) -> bool:
+        """101. False: nobody asked for it."""
+        ...
+
     def response_body(self, data: bytes) -> None: ...
-    def response_ended(self) -> None: ...
+    def response_ended(self, trailers: list[Header]) -> None: ...
     def upstream_failed(self, reason: str) -> None: ...
     def upstream_bytes(self, data: bytes) -> None: ...
     def upstream_closed(self) -> None: ...
@@ -34,37 +42,45 @@ class Answer(Protocol):
 
 
 class Upstream(asyncio.Protocol):
-    """Speaks HTTP/1.1 to one upstream, one exchange at a time; strict parser, bytes handed on as they come."""
+    """Speaks HTTP/1.1 to one upstream, one exchange at a time.
 
-    def __init__(self, target: Target, pool: Pool) -> None:
+    llhttp sees every byte of a response before anybody else does. A body with a length is handed on as it came; chunks
+    are taken apart and made anew (`_Chunks`), because bytes after the last of them could otherwise pass for the next
+    response.
+    """
+
+    def __init__(self, target: Target, release: Callable[[Upstream], None], forget: Callable[[Upstream], None]) -> None:
         self.target = target
         self.idle_since = 0.0
         self.used = 0
         """Exchanges so far."""
         self.transport: asyncio.Transport | None = None
-        self._pool = pool
+        self._release, self._forget = release, forget
         self._answer: Answer | None = None
-        self._parser: httptools.HttpResponseParser | None = None
-        self._headers: list[Header] = []
-        self._reason = b""
-        self._head_bytes = 0
+        self._parser = httptools.HttpResponseParser(self)
+        self._chunks: _Chunks | None = None
+        self._buffer = b""
         self._in_head = False
+        self._left = 0
+        """Bytes of the body still to come; -1: until the connection ends."""
+        self._begun = 0
+        """Messages that the parser has seen begin in this exchange."""
+        self._interim = 0
+        self._status = 0
+        self._reusable = False
+        self._paused = False
         self._spliced = False
-        self._bodyless = False
-        self._done = False
-        self._started = False
 
     @property
     def usable(self) -> bool:
-        return self.transport is not None and not self.transport.is_closing() and self._answer is None
+        return self._answer is None and self.transport is not None and not self.transport.is_closing()
 
     def begin(self, answer: Answer) -> None:
         """The next exchange."""
         self._answer = answer
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers, self._reason, self._head_bytes = [], b"", 0
-        self._bodyless = self._done = self._started = False
         self._in_head = True
+        self._begun = self._interim = self._left = self._status = 0
+        self._reusable = False
         self.used += 1
 
     def write(self, data: bytes) -> None:
@@ -73,21 +89,22 @@ class Upstream(asyncio.Protocol):
 
     def detach(self, *, reusable: bool) -> None:
         """The exchange is over for whoever had it."""
-        self._answer = None
-        self._parser = None
-        if reusable and self.transport is not None and not self.transport.is_closing() and not self._spliced:
-            self.transport.resume_reading()
-            self._pool.release(self)
+        self._answer = self._chunks = None
+        if reusable and self._reusable and self.transport is not None and not self.transport.is_closing():
+            if self._paused:
+                self.pause(paused=False)
+            self._release(self)
         else:
             self.close()
 
     def close(self) -> None:
         self._answer = None
         if self.transport is not None:
-            self.transport.abort() if self._spliced is False and self._in_head else self.transport.close()
+            self.transport.abort() if self._in_head and not self._spliced else self.transport.close()
 
     def pause(self, *, paused: bool) -> None:
         """Back-pressure from the client."""
+        self._paused = paused
         if self.transport is not None and not self.transport.is_closing():
             if paused:
                 self.transport.pause_reading()
@@ -102,47 +119,31 @@ class Upstream(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=limits.WRITE_HIGH_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        answer = self._answer
-        if answer is None:
+        if self._answer is None:
             self.close()  # An idle upstream has nothing to say.
-            return
-        if self._spliced:
-            answer.upstream_bytes(data)
-            return
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > limits.RESPONSE_HEAD_BYTES_MAX and self._headers and self._in_head:
-                self._fail("its response head is too large")
-                return
-        parser = self._parser
-        if parser is None:
-            return
-        try:
-            parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._switch(data[upgrade.args[0] :])
-            return
-        except httptools.HttpParserError:
-            if not self._done:
-                self._fail("its response is not valid HTTP")
-            else:
-                self.close()
-            return
+        elif self._spliced:
+            self._answer.upstream_bytes(data)
+        elif self._in_head:
+            self._head_bytes(self._buffer + data if self._buffer else data)
+        elif self._chunks is not None:
+            self._chunks.feed(data)
+        else:
+            self._body_bytes(self._answer, data)
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, _error: Exception | None) -> None:
         self.transport = None
-        self._pool.forget(self)
+        self._forget(self)
         answer, self._answer = self._answer, None
         if answer is None:
             return
         if self._spliced:
             answer.upstream_closed()
-        elif self._started and not self._done and self._until_close():
-            answer.response_ended()
-        elif not self._done:
+        elif not self._in_head and self._left < 0:
+            answer.response_ended([])
+        else:
             answer.upstream_failed("it closed the connection")
 
     def pause_writing(self) -> None:
@@ -153,125 +154,171 @@ class Upstream(asyncio.Protocol):
         if self._answer is not None:
             self._answer.upstream_writable(writable=True)
 
-    # llhttp
+    # llhttp, for responses that are not chunked
 
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+    def on_message_begin(self) -> None:
+        self._begun += 1
+        self._reusable = False
 
     def on_headers_complete(self) -> None:
-        parser, answer = self._parser, self._answer
-        if parser is None or answer is None:
-            return
-        status, headers, reason = parser.get_status_code(), self._headers, self._reason
-        self._headers, self._reason = [], b""
-        if status == 101:
-            self._switching = (reason, headers)
-            return
-        if 100 <= status < 200:
-            answer.informational(status, reason, headers)
-            return
-        self._in_head = False
-        self._started = True
-        self._length_known = any(n.lower() in (b"content-length", b"transfer-encoding") for n, _ in headers)
-        self._bodyless = answer.response_started(status, reason, headers, http10=parser.get_http_version() == "1.0")
-        if self._bodyless and self._answer is not None:
-            self._end()
-
-    def on_body(self, data: bytes) -> None:
-        if self._answer is not None and not self._done:
-            self._answer.response_body(data)
+        if self._begun == 1:
+            self._status = self._parser.get_status_code()
 
     def on_message_complete(self) -> None:
-        if self._started and not self._done:
-            self._end()
+        self._reusable = self._begun == 1 and self._parser.should_keep_alive()
 
-    def _end(self) -> None:
-        self._done = True
-        if self._answer is not None:
-            self._answer.response_ended()
+    # Heads
 
-    def _until_close(self) -> bool:
-        """A body without a length ends with the connection (RFC 9112 §6.3)."""
-        return not self._length_known
+    def _head_bytes(self, data: bytes) -> None:
+        """What came since the exchange, or the last interim response, began."""
+        while data:
+            end = data.find(END_OF_HEAD)
+            if max(end, 0) > limits.RESPONSE_HEAD_BYTES_MAX or (end < 0 and len(data) > limits.RESPONSE_HEAD_BYTES_MAX):
+                self.fail(TOO_LARGE)
+                return
+            if end < 0:
+                if not data.startswith(b"HTTP/1."[: len(data)]) or data.count(b"\n") != data.count(b"\r\n"):
+                    self.fail(INVALID)
+                    return
+                break
+            if data[9:10] != b"1":
+                self._buffer = b""
+                self._final(data, end)
+                return
+            rest = data[end + 4 :]
+            if not self._interim_response(data[:end], rest):
+                return
+            data = rest
+        self._buffer = data
 
-    def _switch(self, rest: bytes) -> None:
+    def _interim_response(self, head: bytes, rest: bytes) -> bool:
+        """A 1xx; True: another response follows."""
+        self._interim += 1
         answer = self._answer
-        reason, headers = self._switching
-        if answer is None:
-            self.close()
-            return
-        self._spliced, self._in_head = True, False
-        answer.switched(reason, headers, rest)
+        if answer is None or self._interim > limits.INTERIM_RESPONSES_MAX:
+            self.fail("it sends interim responses without end")
+            return False
+        self._begun, switching = 0, False
+        try:
+            self._parser.feed_data(head + END_OF_HEAD)
+        except httptools.HttpParserUpgrade:
+            switching = True
+        except httptools.HttpParserError:
+            self.fail(INVALID)
+            return False
+        if self._status != 101:
+            answer.informational(head)
+            self._begun = 0
+            return self._answer is answer
+        self._buffer = b""
+        if switching and answer.switched(head, rest):
+            self._spliced, self._in_head = True, False
+        else:
+            self.fail("it changed the protocol without being asked to")
+        return False
 
-    def _fail(self, reason: str) -> None:
+    def _final(self, data: bytes, end: int) -> None:
+        answer, head = self._answer, data[:end]
+        if answer is None:
+            return
+        if b"\ntransfer-encoding" in head.lower():
+            self._chunks = _Chunks(self, answer, head)
+            self._chunks.feed(data)
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._reusable = False
+            if not self._status:
+                self.fail(INVALID)
+                return
+        self._in_head = False
+        self._left = answer.response_started(self._status, head, data[end + 4 :], chunked=False)
+        if self._left == 0 and self._answer is answer:
+            answer.response_ended([])
+
+    def _body_bytes(self, answer: Answer, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._reusable = False  # More than the length said: what is too much goes nowhere.
+        if self._left < 0:
+            answer.response_body(data)
+            return
+        if len(data) > self._left:
+            data = data[: self._left]
+        self._left -= len(data)
+        answer.response_body(data)
+        if self._left == 0 and self._answer is answer:
+            answer.response_ended([])
+
+    def chunks_begun(self, answer: Answer, status: int, head: bytes) -> None:
+        """For `_Chunks`: the head was whole."""
+        self._in_head = False
+        self._left = 1
+        if answer.response_started(status, head, b"", chunked=True) == 0 and self._answer is answer:
+            answer.response_ended([])
+
+    def chunks_ended(self, trailers: list[Header], *, reusable: bool) -> None:
+        """For `_Chunks`: the last one was whole."""
+        self._reusable = reusable
+        if self._answer is not None:
+            self._answer.response_ended(trailers)
+
+    def fail(self, reason: str) -> None:
         answer, self._answer = self._answer, None
+        self._chunks = None
         self.close()
         if answer is not None:
             answer.upstream_failed(reason)
 
-    _switching: tuple[bytes, list[Header]] = (b"", [])
-    _length_known = True
 
+class _Chunks:
+    """One chunked response: its pieces without their framing, and its trailers."""
 
-class Pool:
-    """Idle upstream connections by target, the most recently used one first."""
+    def __init__(self, upstream: Upstream, answer: Answer, head: bytes) -> None:
+        self._upstream, self._answer, self._head = upstream, answer, head
+        self._parser = httptools.HttpResponseParser(self)
+        self._trailers: list[Header] = []
+        self._trailer_bytes = 0
+        self._in_head = True
+        self._done = self._keep_alive = self._too_much = False
 
-    def __init__(self, connect_timeout_s: float) -> None:
-        self._connect_timeout_s = connect_timeout_s
-        self._idle: dict[Target, deque[Upstream]] = {}
+    def feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            if not self._done:
+                self._upstream.fail(TOO_LARGE if self._too_much else INVALID)
+                return
+            self._too_much = True
+        if self._done:
+            self._upstream.chunks_ended(self._trailers, reusable=self._keep_alive and not self._too_much)
 
-    def take(self, target: Target, *, fresh: bool) -> Upstream | None:
-        """An idle connection, or None. `fresh`: only one that was used a moment ago."""
-        idle = self._idle.get(target)
-        now = time.monotonic()
-        while idle:
-            upstream = idle.pop()
-            if not upstream.usable:
-                continue
-            if fresh and now - upstream.idle_since > limits.FRESH_IDLE_S:
-                upstream.close()
-                continue
-            return upstream
-        return None
+    # llhttp
 
-    async def connect(self, target: Target) -> Upstream:
-        """A new connection. Raises OSError and TimeoutError."""
-        async with asyncio.timeout(self._connect_timeout_s):
-            _, upstream = await asyncio.get_running_loop().create_connection(
-                lambda: Upstream(target, self), target[0], target[1]
-            )
-        return upstream
+    def on_message_begin(self) -> None:
+        if self._done:
+            self._too_much = True
 
-    def release(self, upstream: Upstream) -> None:
-        idle = self._idle.setdefault(upstream.target, deque())
-        if len(idle) >= limits.POOL_IDLE_MAX:
-            idle.popleft().close()
-        upstream.idle_since = time.monotonic()
-        idle.append(upstream)
-
-    def forget(self, upstream: Upstream) -> None:
-        idle = self._idle.get(upstream.target)
-        if idle is None:
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head or self._done:
             return
-        if upstream in idle:
-            idle.remove(upstream)
-        if not idle:
-            del self._idle[upstream.target]
+        self._trailer_bytes += len(name) + len(value)
+        if self._trailer_bytes > limits.TRAILER_BYTES_MAX:
+            self._too_much = True
+            raise ValueError(TOO_LARGE)
+        self._trailers.append((name, value))
 
-    def drop(self, target: Target) -> None:
-        """Closes the idle connections to a target that is gone."""
-        for upstream in self._idle.pop(target, ()):
-            upstream.close()
+    def on_headers_complete(self) -> None:
+        if not self._done and self._in_head:
+            self._in_head = False
+            self._upstream.chunks_begun(self._answer, self._parser.get_status_code(), self._head)
 
-    def tick(self, now: float) -> None:
-        """Closes what was idle for too long. `now`: monotonic seconds."""
-        for idle in list(self._idle.values()):
-            while idle and now - idle[0].idle_since > limits.POOL_IDLE_TIMEOUT_S:
-                idle.popleft().close()
+    def on_body(self, data: bytes) -> None:
+        if not self._done:
+            self._answer.response_body(data)
 
-    def close(self) -> None:
-        for target in list(self._idle):
-            self.drop(target)
+    def on_message_complete(self) -> None:
+        if not self._done:
+            self._done, self._keep_alive = True, self._parser.should_keep_alive()
