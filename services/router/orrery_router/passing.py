@@ -191,7 +191,7 @@ def _is_ours_to_set(name: bytes) -> bool:
     return canonical in OURS_TO_SET or canonical.startswith(OUR_PREFIX)
 
 
-class Passed(msgspec.Struct, frozen=True):
+class Passed(msgspec.Struct, frozen=True, gc=False):
     """A response's head, ready to go on; `lines` without the empty line, with what the router adds still to come."""
 
     lines: bytes
@@ -205,6 +205,34 @@ def from_upstream(head: bytes, *, trusted: bool, base_url: str) -> Passed:
     `head`: status line and header lines as llhttp accepted them, without the line end of the last. A user's server may
     not set the platform's cookies (`trusted`: auth, api).
     """
+    lower = head.lower()
+    if (
+        b"\r\nset-cookie" in lower
+        or b"\r\nt" in lower  # TE, Trailer, Transfer-Encoding
+        or b"\r\nkeep-alive" in lower
+        or b"\r\nupgrade" in lower
+        or b"\r\nproxy-" in lower
+        or lower[:9] != b"http/1.1 "
+        or lower[12:13] != b" "
+        or lower[9:12] == b"204"
+    ):
+        return _line_by_line(head, trusted=trusted, base_url=base_url)
+    length = -1
+    if (at := lower.find(b"\r\ncontent-length:")) >= 0:
+        length = int(lower[at + 17 :].partition(b"\r")[0])
+    if (at := lower.find(b"\r\nconnection:")) >= 0:
+        end = lower.find(b"\r\n", at + 13)
+        end = len(lower) if end < 0 else end
+        if lower[at + 13 : end].strip() not in OWN_BUSINESS or lower.find(b"\r\nconnection:", end) >= 0:
+            return _line_by_line(head, trusted=trusted, base_url=base_url)
+        head = head[:at] + head[end:]
+    return Passed(head + b"\r\n", length)
+
+
+OWN_BUSINESS: Final = frozenset({b"", b"close", b"keep-alive"})
+
+
+def _line_by_line(head: bytes, *, trusted: bool, base_url: str) -> Passed:
     lines = head.split(b"\r\n")
     status_line = lines[0]
     kept = [status_line if status_line.startswith(b"HTTP/1.1 ") else b"HTTP/1.1" + status_line[8:]]
@@ -225,7 +253,7 @@ def from_upstream(head: bytes, *, trusted: bool, base_url: str) -> Passed:
                 kept.append(line)
         elif name == b"connection":
             listed += b"," + line[11:]
-    if listed and listed.strip(b", ").lower() not in (b"keep-alive", b"close"):
+    if listed:
         names = {name.strip().lower() for name in listed.split(b",")}
         kept[1:] = [line for line in kept[1:] if line[: line.find(b":")].lower() not in names]
     kept.append(b"")

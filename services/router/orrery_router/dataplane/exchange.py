@@ -13,7 +13,7 @@ from orrery_router.replies import Reply, too_large
 
 from . import limits
 from .head import IDEMPOTENT, BadRequest, Head, chunk, last_chunk
-from .upstream import Target, Upstream
+from .upstream import EXCESS, Target, Upstream
 
 if TYPE_CHECKING:
     from .connection import Client
@@ -213,10 +213,11 @@ class Exchange:
         passed = passing.from_upstream(head, trusted=plan is None or plan.trusted, base_url=server.base_url)
         left, more = passed.length, b""
         if request.method == b"HEAD" or status in (204, 304):
-            left, body = 0, b""
+            left, body = EXCESS if body else 0, b""
         elif left >= 0:
-            body = body[:left] if len(body) > left else body
             left -= len(body)
+            if left < 0:
+                left, body = EXCESS, body[:left]
         elif request.http10:
             self._close_after = True
         else:

@@ -15,6 +15,9 @@ from . import limits
 Target = tuple[str, int]
 
 END_OF_HEAD: Final = b"\r\n\r\n"
+UNTIL_CLOSE: Final = -1
+EXCESS: Final = -2
+"""None, and more came than was announced: whatever it is, it is no answer to anything."""
 INVALID: Final = "its response is not valid HTTP"
 TOO_LARGE: Final = "its response head is too large"
 
@@ -24,8 +27,8 @@ class Answer(Protocol):
 
     def response_started(self, status: int, head: bytes, body: bytes, *, chunked: bool) -> int:
         """The head of a final response as it came (without its empty line), and what came of the body with it.
-        Returns how many bytes of the body are still to come: 0 none, -1 until the connection ends. `chunked`: the body
-        comes by `response_body`, its chunks taken apart."""
+        Returns how many bytes of the body are still to come: 0 none, UNTIL_CLOSE, EXCESS. `chunked`: the body comes by
+        `response_body`, its chunks taken apart."""
         ...
 
     def informational(self, head: bytes) -> None: ...
@@ -62,11 +65,8 @@ class Upstream(asyncio.Protocol):
         self._buffer = b""
         self._in_head = False
         self._left = 0
-        """Bytes of the body still to come; -1: until the connection ends."""
-        self._begun = 0
-        """Messages that the parser has seen begin in this exchange."""
+        """Bytes of the body still to come, or UNTIL_CLOSE."""
         self._interim = 0
-        self._status = 0
         self._reusable = False
         self._paused = False
         self._spliced = False
@@ -79,7 +79,7 @@ class Upstream(asyncio.Protocol):
         """The next exchange."""
         self._answer = answer
         self._in_head = True
-        self._begun = self._interim = self._left = self._status = 0
+        self._interim = self._left = 0
         self._reusable = False
         self.used += 1
 
@@ -141,7 +141,7 @@ class Upstream(asyncio.Protocol):
             return
         if self._spliced:
             answer.upstream_closed()
-        elif not self._in_head and self._left < 0:
+        elif not self._in_head and self._left == UNTIL_CLOSE:
             answer.response_ended([])
         else:
             answer.upstream_failed("it closed the connection")
@@ -156,16 +156,8 @@ class Upstream(asyncio.Protocol):
 
     # llhttp, for responses that are not chunked
 
-    def on_message_begin(self) -> None:
-        self._begun += 1
-        self._reusable = False
-
-    def on_headers_complete(self) -> None:
-        if self._begun == 1:
-            self._status = self._parser.get_status_code()
-
     def on_message_complete(self) -> None:
-        self._reusable = self._begun == 1 and self._parser.should_keep_alive()
+        self._reusable = self._parser.should_keep_alive()
 
     # Heads
 
@@ -173,7 +165,7 @@ class Upstream(asyncio.Protocol):
         """What came since the exchange, or the last interim response, began."""
         while data:
             end = data.find(END_OF_HEAD)
-            if max(end, 0) > limits.RESPONSE_HEAD_BYTES_MAX or (end < 0 and len(data) > limits.RESPONSE_HEAD_BYTES_MAX):
+            if len(data if end < 0 else data[:end]) > limits.RESPONSE_HEAD_BYTES_MAX:
                 self.fail(TOO_LARGE)
                 return
             if end < 0:
@@ -198,7 +190,7 @@ class Upstream(asyncio.Protocol):
         if answer is None or self._interim > limits.INTERIM_RESPONSES_MAX:
             self.fail("it sends interim responses without end")
             return False
-        self._begun, switching = 0, False
+        switching = False
         try:
             self._parser.feed_data(head + END_OF_HEAD)
         except httptools.HttpParserUpgrade:
@@ -206,9 +198,8 @@ class Upstream(asyncio.Protocol):
         except httptools.HttpParserError:
             self.fail(INVALID)
             return False
-        if self._status != 101:
+        if self._parser.get_status_code() != 101:
             answer.informational(head)
-            self._begun = 0
             return self._answer is answer
         self._buffer = b""
         if switching and answer.switched(head, rest):
@@ -229,23 +220,27 @@ class Upstream(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self._reusable = False
-            if not self._status:
+            if not _is_head(head):
                 self.fail(INVALID)
                 return
         self._in_head = False
-        self._left = answer.response_started(self._status, head, data[end + 4 :], chunked=False)
-        if self._left == 0 and self._answer is answer:
+        left = self._left = answer.response_started(int(head[9:12]), head, data[end + 4 :], chunked=False)
+        if left == EXCESS:
+            self._reusable = False
+            left = 0
+        if left == 0 and self._answer is answer:
             answer.response_ended([])
 
     def _body_bytes(self, answer: Answer, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self._reusable = False  # More than the length said: what is too much goes nowhere.
-        if self._left < 0:
+            self._reusable = False
+        if self._left == UNTIL_CLOSE:
             answer.response_body(data)
             return
         if len(data) > self._left:
+            self._reusable = False
             data = data[: self._left]
         self._left -= len(data)
         answer.response_body(data)
@@ -271,6 +266,15 @@ class Upstream(asyncio.Protocol):
         self.close()
         if answer is not None:
             answer.upstream_failed(reason)
+
+
+def _is_head(head: bytes) -> bool:
+    """True if a head is valid, whatever came after it."""
+    try:
+        httptools.HttpResponseParser(None).feed_data(head + END_OF_HEAD)
+    except httptools.HttpParserError:
+        return False
+    return True
 
 
 class _Chunks:
