@@ -6,13 +6,13 @@ wait for Postgres, once and for a short time: a route that was acknowledged befo
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote
 
-import msgspec
 from opentelemetry.trace import Span, SpanKind
 
 from orrery_events.ids import new_id
@@ -25,35 +25,11 @@ from . import domain, passing
 from .dataplane import limits
 from .dataplane.head import SAFE, UNNAMED_HOST, BadRequest, Head, framing, lines_of
 from .dataplane.limits import Limits
-from .dataplane.upstream import Target
 from .domain import BadPath, Path, Route
 from .passing import Peer
+from .plan import Leave, Miss, Plan, Way
 from .projections import RouterState
 from .replies import Replies, Reply, too_large
-
-
-class Plan(msgspec.Struct, kw_only=True, gc=False):
-    """To be forwarded."""
-
-    targets: list[Target]
-    """In this order; all but one are auth's or api's."""
-    head: bytes
-    trusted: bool
-    """Auth or api; they may set our cookies."""
-    server_id: str
-    kind: str
-    """`server` or `control`, for metrics."""
-    request_id: str
-    span: Span | None
-    response_timeout_s: float
-    body_bytes_max: int
-    """0: without limit."""
-    secret_header: bytes
-    """Carries the server's secret; nobody else's header may have that name."""
-
-
-class Miss(msgspec.Struct, frozen=True):
-    """Perhaps not known yet: catch up with the log and decide again."""
 
 
 class Gateway:
@@ -80,8 +56,10 @@ class Gateway:
         self._edge_line = f"{EDGE_HEADER}: {secrets.edge_proof}\r\n".encode()
         self._turn = 0
         self._request_prefix, self._asked = new_id()[:-8], 0
-        self._secret_lines: dict[str, tuple[int, bytes]] = {}
-        """Server id → generation, the header line with its secret."""
+        self._control_way = Way(
+            trusted=True, server_id="", kind="control", response_timeout_s=limits.CONTROL_RESPONSE_TIMEOUT_S,
+            body_bytes_max=limits.CONTROL_BODY_BYTES_MAX, secret_header=b"",
+        )  # fmt: skip
 
     def decide(self, head: Head, peer: Peer, *, last_look: bool, proven: bool = True) -> Plan | Reply | Miss:
         """`last_look`: there is nothing left to wait for. `proven`: and it was proven that nothing is missing."""
@@ -126,39 +104,61 @@ class Gateway:
         turn = self._turn % len(live) if live else 0
         ordered = live[turn:] + live[:turn] + [b for b in backends if b.draining]
         span, traced = self._span(head, f"{method} {self._base_url}hub/*", None)
-        block = head.fields.blocks.get(CONTROL)
-        if block is None:
-            block = lines_of(self._not_ours(passing.for_control_plane(head.fields.headers)))
-            head.fields.blocks[CONTROL] = block
-        return Plan(
-            targets=[b.target for b in ordered],
-            head=self._request(head, head.target, block + self._edge_line + traced, peer, request_id),
-            trusted=True,
-            server_id="",
-            kind="control",
-            request_id=request_id,
-            span=span,
-            response_timeout_s=limits.CONTROL_RESPONSE_TIMEOUT_S,
-            body_bytes_max=limits.CONTROL_BODY_BYTES_MAX,
-            secret_header=b"",
+        lines = (
+            self._lines(head, passing.for_control_plane(head.fields.headers))
+            + self._forwarded(head, peer)
+            + self._edge_line
         )
+        request = self._request(head, head.target, lines + traced, request_id)
+        return Plan([b.target for b in ordered], request, self._control_way, request_id, span)
 
     # User servers
 
-    def _server(  # noqa: PLR0911 (one answer per reason)
+    def _server(
         self, head: Head, path: Path, peer: Peer, request_id: str, *, last_look: bool, proven: bool
-    ) -> Plan | Reply | Miss:
+    ) -> Plan | Reply | Miss:  # fmt: skip
         state = self._state()
         if path.plain:
             route = state.table.find_plain(head.host_name, path.text)
         else:
             route = state.table.find(head.host_name, path.segments)
-        if route is None or _is_of_named_server(path, route, state):
-            if not last_look:
-                return Miss()
-            return self._no_route(head, path, request_id, proven=proven)
+        if route is None or (not route.server_name and _is_of_named_server(path, route, state)):
+            return self._no_route(head, path, request_id, proven=proven) if last_look else Miss()
         if path.ambiguous and _is_ambiguous_prefix(path, route):
             raise BadRequest(400, "This address cannot be used.")
+        leave, identity = head.fields.leave, state.identity
+        if (
+            leave is None
+            or leave.route is not route
+            or leave.version != identity.version
+            or leave.identity is not identity
+            or leave.place != peer.place
+            or leave.until <= time.time()
+            or head.method not in SAFE
+            or head.host is not head.fields.host
+            or head.upgrade
+        ):
+            judged = self._judge(head, path, route, peer, request_id, last_look=last_look)
+            if not isinstance(judged, Leave):
+                return judged
+            leave = head.fields.leave = judged
+        if _lacks_slash(path, route) and head.method in (b"GET", b"HEAD"):
+            return self.replies.redirect(_with_slash(head.target), request_id)
+        target = head.target
+        if b"?" in target:
+            target = passing.query_without_tokens(target)
+        if route.strip_prefix:
+            target = _stripped(target, len(self._base_url) - 1, route.depth)
+        span, lines = None, leave.lines
+        if self._tracing:
+            span, traced = self._span(head, f"{head.method.decode()} {self._base_url}user/*", route)
+            lines += traced
+        return Plan([route.target], self._request(head, target, lines, request_id), leave.way, request_id, span)
+
+    def _judge(
+        self, head: Head, path: Path, route: Route, peer: Peer, request_id: str, *, last_look: bool
+    ) -> Leave | Reply | Miss:  # fmt: skip
+        """Who asks, and whether they may. Raises BadRequest."""
         known: Principal | None = None
         if route.policy != "public":
             principal = self._principal(head)
@@ -177,37 +177,40 @@ class Gateway:
             self._check_origin(head, peer)
         if self._bounds.body_bytes_max and head.length > self._bounds.body_bytes_max:
             raise BadRequest(413, too_large(self._bounds.body_bytes_max))
-        if route.depth and head.method in (b"GET", b"HEAD") and len(path.segments) == route.depth:
-            return self.replies.redirect(_with_slash(head.target), request_id)
-        return self._plan(head, route, peer, request_id)
-
-    def _plan(self, head: Head, route: Route, peer: Peer, request_id: str) -> Plan:
-        fields = head.fields
-        block = fields.blocks.get(route.secret_header)
-        if block is None:
-            name = route.secret_header.encode()
-            block = lines_of(self._not_ours(passing.for_user_server(fields.headers, secret_header=name)))
-            fields.blocks[route.secret_header] = block
-        target, more = passing.query_without_tokens(head.target), self._secret_line(route)
-        if route.strip_prefix:
-            prefix = self._base_url.encode()[:-1] + quote(route.prefix).encode()
-            more += b"X-Forwarded-Prefix: %b\r\n" % prefix
-            target = _stripped(target, len(self._base_url) - 1, route.depth)
-        span, traced = (
-            self._span(head, f"{head.method.decode()} {self._base_url}user/*", route) if self._tracing else NONE
+        identity = self._state().identity
+        until = math.inf if known is None or known.expires_at is None else known.expires_at
+        return Leave(
+            route,
+            peer.place,
+            identity,
+            identity.version,
+            until,
+            self._way_of(route),
+            self._lines_for(head, route, peer),
         )
-        return Plan(
-            targets=[route.target],
-            head=self._request(head, target, block + more + traced, peer, request_id),
+
+    def _way_of(self, route: Route) -> Way:
+        return Way(
             trusted=False,
             server_id=route.server_id,
             kind="server",
-            request_id=request_id,
-            span=span,
             response_timeout_s=self._bounds.response_timeout_s,
             body_bytes_max=self._bounds.body_bytes_max,
             secret_header=route.secret_header.encode(),
         )
+
+    def _lines_for(self, head: Head, route: Route, peer: Peer) -> bytes:
+        """The header lines for a user's server, its own secret among them."""
+        name = route.secret_header.encode()
+        lines = self._lines(head, passing.for_user_server(head.fields.headers, secret_header=name))
+        lines += self._forwarded(head, peer)
+        if route.secret_header and route.server_id:
+            secret = self._secrets.server_secret(route.server_id, route.generation)
+            lines += f"{route.secret_header}: {route.secret_prefix}{secret}\r\n".encode()
+        if route.strip_prefix:
+            prefix = self._base_url.encode()[:-1] + quote(route.prefix).encode()
+            lines += b"X-Forwarded-Prefix: %b\r\n" % prefix
+        return lines
 
     def _no_route(self, head: Head, path: Path, request_id: str, *, proven: bool) -> Reply:  # noqa: PLR0911
         """A server that does not run, or nothing at all."""
@@ -238,21 +241,8 @@ class Gateway:
 
     def _principal(self, head: Head) -> Principal | str | None:
         """The principal; a text: a credential that is no good; None: one that we may not have heard of yet."""
-        fields, identity, now = head.fields, self._state().identity, time.time()
-        known = fields.principal
-        if (
-            known is not None
-            and fields.principal_version == identity.version
-            and fields.principal_seen_by is identity
-            and (known.expires_at is None or now < known.expires_at)
-        ):
-            return known
         authorization = head.get(b"authorization").decode("latin-1")
-        verdict = self._verifier.authenticate(authorization, fields.session_cookie(), now)
-        if isinstance(verdict, Principal):
-            fields.principal, fields.principal_seen_by = verdict, identity
-            fields.principal_version = identity.version
-            return verdict
+        verdict = self._verifier.authenticate(authorization, head.fields.session_cookie(), time.time())
         if verdict is None:
             return "nothing"
         return None if verdict in ("unknown_key", "unknown_user") else verdict
@@ -265,49 +255,30 @@ class Gateway:
         if origin and origin.lower() != self._public_origin and not passing.same_origin(origin, came):
             raise BadRequest(403, "This request comes from a page of another site.")
 
-    def _request(self, head: Head, target: bytes, lines: bytes, peer: Peer, request_id: str) -> bytes:
-        """The head as the upstream gets it. `lines`: the client's that go on, and those that depend on where."""
-        return b"".join((
-            head.method, b" ", target, b" HTTP/1.1\r\nHost: ", head.host or UNNAMED_HOST, b"\r\n", lines,
-            self._forwarded(head, peer), b"X-Request-Id: ", request_id.encode(), b"\r\n", framing(head),
-        ))  # fmt: skip
-
-    def _forwarded(self, head: Head, peer: Peer) -> bytes:
-        """Where the request came from. The same lines from the same connection come from the same place."""
-        fields = head.fields
-        if peer.told_for is fields and head.host is fields.host:
-            return peer.told
-        came = passing.came_from(fields.headers, head.host, peer, self._port)
-        lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\n" % (
-            came.addresses, came.scheme, came.port,
-        )  # fmt: skip
-        if came.host:
-            lines += b"X-Forwarded-Host: %b\r\n" % came.host
-        if head.host is fields.host:
-            peer.told_for, peer.told = fields, lines
-        return lines
-
-    def _secret_line(self, route: Route) -> bytes:
-        """The server's own secret, as the header that it wants."""
-        if not route.secret_header or not route.server_id:
-            return b""
-        generation, line = self._secret_lines.get(route.server_id, (-1, b""))
-        if generation != route.generation:
-            secret = self._secrets.server_secret(route.server_id, route.generation)
-            line = f"{route.secret_header}: {route.secret_prefix}{secret}\r\n".encode()
-            if len(self._secret_lines) >= SECRET_LINES_MAX:
-                self._secret_lines.clear()
-            self._secret_lines[route.server_id] = (route.generation, line)
-        return line
-
-    def _not_ours(self, headers: list[passing.Header]) -> list[passing.Header]:
-        """Without what we write ourselves; a traceparent stays if it is one and no trace of our own replaces it."""
-        return [
+    def _lines(self, head: Head, headers: list[passing.Header]) -> bytes:
+        """The client's headers that go on, without what we write ourselves; a traceparent stays if it is one and no
+        trace of our own replaces it."""
+        kept = [
             (name, value)
             for name, value in headers
             if (lower := name.lower()) not in (b"host", b"content-length")
             and (lower != b"traceparent" or (not self._tracing and TRACEPARENT.fullmatch(value)))
         ]
+        return b"Host: %b\r\n%b" % (head.host or UNNAMED_HOST, lines_of(kept))
+
+    def _forwarded(self, head: Head, peer: Peer) -> bytes:
+        """Where the request came from."""
+        came = passing.came_from(head.fields.headers, head.host, peer, self._port)
+        lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\n" % (
+            came.addresses, came.scheme, came.port,
+        )  # fmt: skip
+        return lines + b"X-Forwarded-Host: %b\r\n" % came.host if came.host else lines
+
+    def _request(self, head: Head, target: bytes, lines: bytes, request_id: str) -> bytes:
+        """The head as the upstream gets it."""
+        return b"%b %b HTTP/1.1\r\n%bX-Request-Id: %b\r\n%b" % (
+            head.method, target, lines, request_id.encode(), framing(head),
+        )  # fmt: skip
 
     def _span(self, head: Head, name: str, route: Route | None) -> tuple[Span | None, bytes]:
         """A span of this request, and the traceparent line to hand on; nothing without a collector."""
@@ -327,10 +298,7 @@ class Gateway:
         return span, b"traceparent: 00-%032x-%016x-%02x\r\n" % (context.trace_id, context.span_id, context.trace_flags)
 
 
-CONTROL: Final = "/hub"
-"""No header can have this name."""
 NONE: Final[tuple[Span | None, bytes]] = (None, b"")
-SECRET_LINES_MAX: Final = 20_000
 TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -344,6 +312,13 @@ def _stripped(target: bytes, base_length: int, depth: int) -> bytes:
     path, mark, query = target.partition(b"?")
     pieces = path[base_length + 1 :].split(b"/")
     return b"/" + b"/".join(pieces[depth:]) + mark + query
+
+
+def _lacks_slash(path: Path, route: Route) -> bool:
+    """True for the route's prefix without the slash at its end."""
+    if path.plain:
+        return len(path.text) < len(route.prefix)
+    return route.depth > 0 and len(path.segments) == route.depth
 
 
 def _is_of_named_server(path: Path, route: Route, state: RouterState) -> bool:

@@ -6,6 +6,7 @@ gets anybody's word but ours about where a request came from, unless that is a p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
@@ -69,18 +70,17 @@ def is_in(address: str, networks: Networks) -> bool:
     return any(parsed in network for network in networks)
 
 
-class Peer:
+class Peer(msgspec.Struct, frozen=True, gc=False):
     """The other end of a client's connection."""
 
-    __slots__ = ("address", "told", "told_for", "trusted")
+    address: str
+    trusted: bool
+    """A proxy in front of us, whose word about where a request came from is believed."""
 
-    def __init__(self, address: str, *, trusted: bool) -> None:
-        self.address = address
-        self.trusted = trusted
-        """A proxy in front of us, whose word about where a request came from is believed."""
-        self.told_for: object = None
-        """The header lines for which `told` says where they came from."""
-        self.told = b""
+    @property
+    def place(self) -> str:
+        """Equal for connections from the same place."""
+        return self.address
 
 
 class Came(msgspec.Struct, frozen=True):
@@ -207,11 +207,7 @@ def from_upstream(head: bytes, *, trusted: bool, base_url: str) -> Passed:
     """
     lower = head.lower()
     if (
-        b"\r\nset-cookie" in lower
-        or b"\r\nt" in lower  # TE, Trailer, Transfer-Encoding
-        or b"\r\nkeep-alive" in lower
-        or b"\r\nupgrade" in lower
-        or b"\r\nproxy-" in lower
+        _ENDS_HERE.search(lower) is not None
         or lower[:9] != b"http/1.1 "
         or lower[12:13] != b" "
         or lower[9:12] == b"204"
@@ -229,6 +225,8 @@ def from_upstream(head: bytes, *, trusted: bool, base_url: str) -> Passed:
     return Passed(head + b"\r\n", length)
 
 
+_ENDS_HERE: Final = re.compile(rb"\r\n(?:set-cookie|t[er]|keep-alive|upgrade|proxy-)")
+"""Lines that need a look (TE, Trailer, Transfer-Encoding among them); `Connection` is looked at anyway."""
 OWN_BUSINESS: Final = frozenset({b"", b"close", b"keep-alive"})
 
 

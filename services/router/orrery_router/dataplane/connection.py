@@ -56,7 +56,7 @@ class Client(asyncio.Protocol):
         self.peer = Peer("", trusted=False)
         self._waiting: deque[Exchange] = deque()
         self._held: set[str] = set()
-        self._last_at = monotonic()
+        self.last_at = monotonic()
 
     # asyncio.Protocol
 
@@ -71,7 +71,7 @@ class Client(asyncio.Protocol):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        self._last_at = monotonic()
+        self.last_at = monotonic()
         if self._current is None and data[-4:] == b"\r\n\r\n" and self.idle and not self._closing:
             line, _, block = data.partition(b"\r\n")
             fields = self.server.known.find(block)
@@ -247,7 +247,7 @@ class Client(asyncio.Protocol):
 
     def _advance(self) -> None:
         self._current = None
-        self._last_at = monotonic()
+        self.last_at = monotonic()
         if self._held:
             self._held.discard("upstream")
             self.free("connecting")
@@ -335,7 +335,7 @@ class Client(asyncio.Protocol):
 
     def tick(self, now: float) -> None:
         """Timeouts, once a second."""
-        quiet_s = now - self._last_at
+        quiet_s = now - self.last_at
         if self._linger_until:
             if now > self._linger_until and self.transport is not None:
                 self.transport.close()

@@ -7,8 +7,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from orrery_router import passing
-from orrery_router.gateway import Miss, Plan
 from orrery_router.passing import Header
+from orrery_router.plan import Miss, Plan
 from orrery_router.replies import Reply, too_large
 
 from . import limits
@@ -42,29 +42,32 @@ class Exchange:
 
     def __init__(self, client: Client, head: Head, *, request_ended: bool) -> None:
         self.client, self.head, self.request_ended = client, head, request_ended
-        self.began_at = monotonic()
+        self.began_at = client.last_at
 
     # From the client
 
     def start(self) -> None:
         """Decides and begins. Everything after this happens in callbacks."""
+        client = self.client
         try:
             self.head.check()
-            self._follow(self.client.server.gateway.decide(self.head, self.client.peer, last_look=False))
+            decision = client.server.gateway.decide(self.head, client.peer, last_look=False)
         except BadRequest as error:
             self.refuse(error.status, error.message)
+            return
+        self._follow(decision)
 
     def request_body(self, data: bytes) -> None:
         if self.finished:
             return
         self._received += len(data)
         plan = self.plan
-        if plan is not None and plan.body_bytes_max and self._received > plan.body_bytes_max:
+        if plan is not None and plan.way.body_bytes_max and self._received > plan.way.body_bytes_max:
             self._drop_upstream()
-            self.refuse(413, too_large(plan.body_bytes_max))
+            self.refuse(413, too_large(plan.way.body_bytes_max))
             return
-        if plan is not None and plan.server_id:
-            self.client.server.activity.touch(plan.server_id)
+        if plan is not None and plan.way.server_id:
+            self.client.server.activity.touch(plan.way.server_id)
         self._send(chunk(data) if self.head.chunked else data)
 
     def request_end(self, trailers: list[Header]) -> None:
@@ -74,7 +77,7 @@ class Exchange:
         if self.head.chunked:
             # Before it is decided where they go it is not known what they must not say.
             plan = self.plan
-            kept = passing.trailers(trailers, but=plan.secret_header) if plan is not None else []
+            kept = passing.trailers(trailers, but=plan.way.secret_header) if plan is not None else []
             self._send(last_chunk(kept))
         if self._upstream is not None:
             self.waiting_since = monotonic()
@@ -85,7 +88,7 @@ class Exchange:
         if self._spliced and self._upstream is not None:
             self._upstream.write(data)
             if self.plan is not None:
-                self.client.server.activity.touch(self.plan.server_id)
+                self.client.server.activity.touch(self.plan.way.server_id)
         else:
             self._keep(data)
 
@@ -100,22 +103,23 @@ class Exchange:
 
     def tick(self, now: float) -> None:
         plan = self.plan
-        if plan is not None and self.waiting_since and now - self.waiting_since > plan.response_timeout_s:
+        if plan is not None and self.waiting_since and now - self.waiting_since > plan.way.response_timeout_s:
             self._drop_upstream()
             self.refuse(504, "It did not answer in time.")
 
     # Forwarding
 
     def _follow(self, decision: Plan | Reply | Miss) -> None:
-        if isinstance(decision, Reply):
-            self.reply(decision)
-        elif isinstance(decision, Miss):
-            self._run(self._look_again())
-        elif decision.body_bytes_max and self._received > decision.body_bytes_max:
-            self.refuse(413, too_large(decision.body_bytes_max))
-        else:
+        if isinstance(decision, Plan):
+            if decision.way.body_bytes_max and self._received > decision.way.body_bytes_max:
+                self.refuse(413, too_large(decision.way.body_bytes_max))
+                return
             self.plan = decision
             self._forward(decision)
+        elif isinstance(decision, Reply):
+            self.reply(decision)
+        else:
+            self._run(self._look_again())
 
     async def _look_again(self) -> None:
         server = self.client.server
@@ -123,18 +127,21 @@ class Exchange:
         if self.finished:
             return
         try:
-            self._follow(server.gateway.decide(self.head, self.client.peer, last_look=True, proven=proven))
+            decision = server.gateway.decide(self.head, self.client.peer, last_look=True, proven=proven)
         except BadRequest as error:
             self.refuse(error.status, error.message)
+            return
+        self._follow(decision)
 
     def _forward(self, plan: Plan) -> None:
-        target = plan.targets[0]
-        fresh = self.head.method not in IDEMPOTENT
-        upstream = None if self.head.upgrade else self.client.server.pool.take(target, fresh=fresh)
-        if upstream is not None:
-            self._attach(upstream, plan)
-        else:
-            self._run(self._connect(plan))
+        head = self.head
+        if not head.upgrade:
+            fresh = head.method not in IDEMPOTENT
+            upstream = self.client.server.pool.take(plan.targets[0], fresh=fresh)
+            if upstream is not None:
+                self._attach(upstream, plan)
+                return
+        self._run(self._connect(plan))
 
     async def _connect(self, plan: Plan) -> None:
         while True:
@@ -161,10 +168,10 @@ class Exchange:
             # Answers before this one still wait for a slow reader, who is told only once.
             upstream.pause(paused=True)
         upstream.write(plan.head)
-        if not self.head.upgrade:
+        if self._pending is not None and not self.head.upgrade:
             self._send_kept(upstream)
         if self.request_ended:
-            self.waiting_since = monotonic()
+            self.waiting_since = self.client.last_at
 
     def _send(self, data: bytes) -> None:
         if self._upstream is not None:
@@ -199,7 +206,7 @@ class Exchange:
         plan = self.plan
         gateway = self.client.server.gateway
         reason = "did not take the connection in time" if isinstance(error, TimeoutError) else "cannot be reached"
-        what = "This server" if plan is not None and not plan.trusted else "This part of the platform"
+        what = "This server" if plan is not None and not plan.way.trusted else "This part of the platform"
         request_id = plan.request_id if plan else ""
         self.reply(gateway.replies.unavailable(self.head, request_id, f"{what} {reason}."))
 
@@ -210,7 +217,7 @@ class Exchange:
         self.waiting_since = 0.0
         self.status = status
         self.response_begun = True
-        passed = passing.from_upstream(head, trusted=plan is None or plan.trusted, base_url=server.base_url)
+        passed = passing.from_upstream(head, trusted=plan is None or plan.way.trusted, base_url=server.base_url)
         left, more = passed.length, b""
         if request.method == b"HEAD" or status in (204, 304):
             left, body = EXCESS if body else 0, b""
@@ -245,8 +252,8 @@ class Exchange:
         if upstream is not None:
             # An answer before the whole request was read leaves the connection in an unknown state.
             upstream.detach(reusable=self.request_ended and not self.head.upgrade)
-        if self.status < 300 and self.plan is not None and self.plan.server_id:
-            self.client.server.activity.touch(self.plan.server_id)
+        if self.status < 300 and self.plan is not None and self.plan.way.server_id:
+            self.client.server.activity.touch(self.plan.way.server_id)
         self._finish(self.status)
 
     def switched(self, head: bytes, rest: bytes) -> bool:
@@ -268,7 +275,7 @@ class Exchange:
     def upstream_bytes(self, data: bytes) -> None:
         self.client.write(data)
         if self.plan is not None:
-            self.client.server.activity.touch(self.plan.server_id)
+            self.client.server.activity.touch(self.plan.way.server_id)
 
     def upstream_closed(self) -> None:
         self._upstream = None
@@ -342,5 +349,6 @@ class Exchange:
         if self.finished:
             return
         self.finished = True
-        self.client.server.observe(self, status)
-        self.client.exchange_finished(self, close=self._close_after)
+        client = self.client
+        client.server.observe(self, status)
+        client.exchange_finished(self, close=self._close_after)

@@ -7,10 +7,13 @@ head that was seen before, byte by byte, needs no second look.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from orrery_events.principal import SESSION_COOKIE, Principal
+from orrery_events.principal import SESSION_COOKIE
 from orrery_router.passing import Header
+
+if TYPE_CHECKING:
+    from orrery_router.plan import Leave
 
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
 SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
@@ -34,20 +37,8 @@ class Fields:
     """The header lines of a request, taken apart. Shared by all requests that send the same bytes."""
 
     __slots__ = (
-        "blocks",
-        "chunked",
-        "error",
-        "has_length",
-        "headers",
-        "host",
-        "host_name",
-        "keep_alive",
-        "length",
-        "principal",
-        "principal_seen_by",
-        "principal_version",
-        "safe_to_know",
-        "text",
+        "chunked", "error", "has_length", "headers", "host", "host_name", "keep_alive", "leave", "length",
+        "safe_to_know", "text",
     )  # fmt: skip
 
     def __init__(self, headers: list[Header], *, http10: bool = False, keep_alive: bool = True) -> None:
@@ -62,12 +53,8 @@ class Fields:
         self.length = 0
         """Of the body; 0 with `chunked` unknown."""
         self.has_length = False
-        self.blocks: dict[str, bytes] = {}
-        """What of them goes on to whom, as lines; filled in by gateways."""
-        self.principal: Principal | None = None
-        """Who asks, as found at `principal_version` of the identities of `principal_seen_by`."""
-        self.principal_seen_by: object = None
-        self.principal_version = -1
+        self.leave: Leave | None = None
+        """The last leave to pass that a gateway gave them."""
         self.text: dict[bytes, bytes] = {}
         """First value of every header, by name in lower case."""
         for name, value in headers:

@@ -129,7 +129,7 @@ class DataPlane:
         plan = exchange.plan
         # A WebSocket's life says nothing about how fast answers come.
         duration_s = None if status == SWITCHED else time.monotonic() - exchange.began_at
-        self._tally.add(status // 100, plan.kind if plan is not None else "own", duration_s)
+        self._tally.add(status // 100, plan.way.kind if plan is not None else "own", duration_s)
         if plan is not None and plan.span is not None:
             plan.span.set_attribute("http.response.status_code", status)
             plan.span.end()

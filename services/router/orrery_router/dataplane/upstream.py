@@ -73,7 +73,8 @@ class Upstream(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        return self._answer is None and self.transport is not None and not self.transport.is_closing()
+        transport = self.transport
+        return transport is not None and not transport.is_closing()
 
     def begin(self, answer: Answer) -> None:
         """The next exchange."""
@@ -124,7 +125,11 @@ class Upstream(asyncio.Protocol):
         elif self._spliced:
             self._answer.upstream_bytes(data)
         elif self._in_head:
-            self._head_bytes(self._buffer + data if self._buffer else data)
+            end = data.find(END_OF_HEAD)
+            if self._buffer or data[9:10] == b"1" or not 0 < end <= limits.RESPONSE_HEAD_BYTES_MAX:
+                self._head_bytes(self._buffer + data)
+            else:
+                self._final(data, end)
         elif self._chunks is not None:
             self._chunks.feed(data)
         else:
