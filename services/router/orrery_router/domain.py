@@ -44,18 +44,26 @@ class Path(msgspec.Struct, frozen=True, gc=False):
         return tuple(self.text[1:].split("/", SEGMENTS_MAX)[:SEGMENTS_MAX]) if self.plain else self.pieces
 
 
-_PLAIN_PATH: Final = re.compile(rb"/[A-Za-z0-9\-._~!$&'()*+,;=:@/]*")
-"""Characters that mean what they say."""
-_PLAIN_QUERY: Final = re.compile(rb"(?:\?[!-\"$-~]*)?")
+_PLAIN: Final = re.compile(rb"(/[A-Za-z0-9\-._~!$&'()*+,;=:@/]*)(?:\?[!-\"$-~]*)?")
+"""A path of characters that mean what they say, and any query."""
+
+
+def plain_path(target: bytes, base_url: str) -> Path | None:
+    """The target taken apart if it is spelled so that nothing needs to be decoded or looked at twice: most are."""
+    found = _PLAIN.fullmatch(target)
+    if found is None:
+        return None
+    text = found[1].decode()
+    if "/." in text or "//" in text or not text.startswith(base_url):
+        return None
+    return Path(target, text[len(base_url) - 1 :], ambiguous=False, plain=True)
 
 
 def parse_target(target: bytes, base_url: str = "/") -> Path | None:
     """Takes an origin-form target apart. None: not below the base URL. Raises BadPath."""
-    simple = _PLAIN_PATH.match(target)
-    if simple is not None and (simple.end() == len(target) or _PLAIN_QUERY.fullmatch(target, simple.end())):
-        text = simple[0].decode()
-        if "/." not in text and "//" not in text and text.startswith(base_url):
-            return Path(target, text[len(base_url) - 1 :], ambiguous=False, plain=True)
+    plain = plain_path(target, base_url)
+    if plain is not None:
+        return plain
     path, _, _query = target.partition(b"?")
     if not path.startswith(b"/") or b"#" in target:
         raise BadPath("the request target must be a path")

@@ -10,6 +10,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -47,7 +48,7 @@ class Gateway:
         bounds: Limits,
         tracing: bool,
     ) -> None:
-        self._state, self._verifier, self._secrets = state, verifier, secrets
+        self._state, self._verifier = state, verifier
         self._base_url, self._bounds = base_url, bounds
         self.replies = Replies(base_url)
         self._public_origin = passing.origin_of(public_url)
@@ -55,6 +56,7 @@ class Gateway:
         self._tracing = tracing
         self._edge_line = f"{EDGE_HEADER}: {secrets.edge_proof}\r\n".encode()
         self._turn = 0
+        self._secret_of = lru_cache(maxsize=SECRETS_MAX)(secrets.server_secret)
         self._request_prefix, self._asked = new_id()[:-8], 0
         self._control_way = Way(
             trusted=True, server_id="", kind="control", response_timeout_s=limits.CONTROL_RESPONSE_TIMEOUT_S,
@@ -65,10 +67,12 @@ class Gateway:
         """`last_look`: there is nothing left to wait for. `proven`: and it was proven that nothing is missing."""
         self._asked += 1
         request_id = f"{self._request_prefix}{self._asked:08x}"
-        try:
-            path = domain.parse_target(head.target, self._base_url)
-        except BadPath as error:
-            raise BadRequest(400, f"This address cannot be used: {error}.") from None
+        path = head.path
+        if path is None:
+            try:
+                path = domain.parse_target(head.target, self._base_url)
+            except BadPath as error:
+                raise BadRequest(400, f"This address cannot be used: {error}.") from None
         if path is None:
             if head.target.partition(b"?")[0] != b"/":
                 return self.replies.not_found(head, request_id)
@@ -205,7 +209,7 @@ class Gateway:
         lines = self._lines(head, passing.for_user_server(head.fields.headers, secret_header=name))
         lines += self._forwarded(head, peer)
         if route.secret_header and route.server_id:
-            secret = self._secrets.server_secret(route.server_id, route.generation)
+            secret = self._secret_of(route.server_id, route.generation)
             lines += f"{route.secret_header}: {route.secret_prefix}{secret}\r\n".encode()
         if route.strip_prefix:
             prefix = self._base_url.encode()[:-1] + quote(route.prefix).encode()
@@ -298,6 +302,8 @@ class Gateway:
         return span, b"traceparent: 00-%032x-%016x-%02x\r\n" % (context.trace_id, context.span_id, context.trace_flags)
 
 
+SECRETS_MAX: Final = 20_000
+"""Secrets of servers that are remembered, a hundred bytes each."""
 NONE: Final[tuple[Span | None, bytes]] = (None, b"")
 TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -132,7 +133,10 @@ def origin_of(url: str) -> bytes:
 def hop_by_hop_of(headers: Iterable[Header]) -> frozenset[bytes]:
     """Names that end here: the well-known ones and those that `Connection` lists."""
     listed = [
-        name.strip().lower() for key, value in headers if key.lower() == b"connection" for name in value.split(b",")
+        name.strip().lower()
+        for key, value in headers
+        if _name(key).lower == b"connection"
+        for name in value.split(b",")
     ]
     return HOP_BY_HOP | frozenset(listed) if listed else HOP_BY_HOP
 
@@ -152,43 +156,66 @@ def query_without_tokens(raw: bytes) -> bytes:
     return path + (mark + b"&".join(kept) if kept else b"")
 
 
+class _Name(msgspec.Struct, frozen=True, gc=False):
+    """A header's name, taken apart."""
+
+    lower: bytes
+    canonical: bytes
+    """As CGI and WSGI programs read it: to them `X_Real_IP` is `X-Real-IP`."""
+    ours: bool
+    """Nobody but us says it."""
+    watched: bool
+    """Its value needs a look."""
+
+
+def _name(name: bytes) -> _Name:
+    return _known_name(name) if len(name) <= NAME_BYTES_KNOWN else _taken_apart(name)
+
+
+def _taken_apart(name: bytes) -> _Name:
+    lower = name.lower()
+    canonical = lower.replace(b"_", b"-")
+    ours = canonical in OURS_TO_SET or canonical.startswith(OUR_PREFIX)
+    return _Name(lower, canonical, ours, lower in _WATCHED)
+
+
+NAME_BYTES_KNOWN: Final = 64
+"""Longer names are not remembered."""
+_known_name = lru_cache(maxsize=2048)(_taken_apart)
+_WATCHED: Final = frozenset({b"authorization", b"cookie", b"referer", b"x-xsrftoken"})
+
+
 def for_user_server(headers: Iterable[Header], *, secret_header: bytes) -> list[Header]:
     """Request headers as a user's server may see them: nothing that would let it act for its visitor."""
     headers = list(headers)
     dropped = hop_by_hop_of(headers)
-    ours = _canonical(secret_header)
+    secret = _name(secret_header).canonical
     kept: list[Header] = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower in dropped or _is_ours_to_set(name) or _canonical(name) == ours:
+    for header in headers:
+        known = _name(header[0])
+        if known.ours or known.lower in dropped or known.canonical == secret:
             continue
-        if lower in (b"authorization", b"x-xsrftoken") and TOKEN_BYTES in value:
-            continue
-        if lower == b"cookie":
-            value = cookies_without(value, PLATFORM_COOKIES)  # noqa: PLW2901
-            if not value:
-                continue
-        if lower == b"referer" and TOKEN_BYTES in unquote_to_bytes(value):
-            continue
-        kept.append((name, value))
+        if known.watched:
+            value = _without_credentials(known.lower, header[1])
+            if value:
+                kept.append((header[0], value))
+        else:
+            kept.append(header)
     return kept
+
+
+def _without_credentials(lower: bytes, value: bytes) -> bytes:
+    """What of a value may go on; empty: nothing."""
+    if lower == b"cookie":
+        return cookies_without(value, PLATFORM_COOKIES)
+    return b"" if TOKEN_BYTES in (unquote_to_bytes(value) if lower == b"referer" else value) else value
 
 
 def for_control_plane(headers: Iterable[Header]) -> list[Header]:
     """Request headers for auth and api: credentials stay, nobody's word about where it came from does."""
     headers = list(headers)
     dropped = hop_by_hop_of(headers)
-    return [(name, value) for name, value in headers if name.lower() not in dropped and not _is_ours_to_set(name)]
-
-
-def _canonical(name: bytes) -> bytes:
-    """As CGI and WSGI programs read a header's name: to them `X_Real_IP` is `X-Real-IP`."""
-    return name.lower().replace(b"_", b"-")
-
-
-def _is_ours_to_set(name: bytes) -> bool:
-    canonical = _canonical(name)
-    return canonical in OURS_TO_SET or canonical.startswith(OUR_PREFIX)
+    return [header for header in headers if not (known := _name(header[0])).ours and known.lower not in dropped]
 
 
 class Passed(msgspec.Struct, frozen=True, gc=False):
@@ -265,12 +292,12 @@ _LOOKED_AT: Final = HOP_BY_HOP | {b"set-cookie", b"content-length"}
 def trailers(fields: Iterable[Header], *, but: bytes = b"") -> list[Header]:
     """Those that may follow a message's last chunk: nothing that frames it, says who asks or where it came from, or
     sets a cookie (RFC 9110 §6.5.1). `but`: a header that only we send."""
-    refused = _NO_TRAILERS | {_canonical(but)}
+    refused = _NO_TRAILERS | {_name(but).canonical}
     return [
         (name, value)
         for name, value in fields
-        if (lower := _canonical(name)) not in refused
-        and not _is_ours_to_set(name)
+        if (lower := _name(name).canonical) not in refused
+        and not _name(name).ours
         and not lower.startswith(b"sec-")
         and TOKEN_BYTES not in value
     ]

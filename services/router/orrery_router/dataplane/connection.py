@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import httptools
 
 from orrery_router import passing
+from orrery_router.domain import plain_path
 from orrery_router.passing import Header, Peer
 
 from . import limits
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from .server import DataPlane
 
 SHORT_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"POST", b"PUT", b"PATCH"})
-PLAIN_TARGET: Final = re.compile(rb"/[A-Za-z0-9\-._~!$&'()*+,;=:@%/?]*")
-"""A request target that llhttp takes without a word (RFC 3986 §3.3, §3.4)."""
 
 
 class Client(asyncio.Protocol):
@@ -34,6 +32,8 @@ class Client(asyncio.Protocol):
 
     transport: asyncio.Transport | None = None
     writable = True
+    quiet = True
+    """Between two requests: what comes now is the beginning of one."""
     _parser: httptools.HttpRequestParser | None = None
     _in_head = False
     """Bytes of a head have come, its end has not."""
@@ -72,11 +72,17 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.last_at = monotonic()
-        if self._current is None and data[-4:] == b"\r\n\r\n" and self.idle and not self._closing:
+        if self.quiet and data[-4:] == b"\r\n\r\n":
             line, _, block = data.partition(b"\r\n")
             fields = self.server.known.find(block)
-            if fields is not None and self._known(line, fields, len(data)):
-                return
+            if fields is not None and line[-9:] == b" HTTP/1.1" and len(data) <= self.server.bounds.head_bytes_max:
+                method, _, target = line[:-9].partition(b" ")
+                path = plain_path(target, self.server.base_url)
+                if path is not None and method in SHORT_METHODS:
+                    self.quiet = False
+                    self._current = exchange = Exchange(self, Head(method, target, fields, path), request_ended=True)
+                    exchange.start()
+                    return
             # One head and nothing after it: what llhttp makes of it is worth to be remembered.
             self._block = block if line and block.find(b"\r\n\r\n") == len(block) - 4 else b""
             self._parse(data)
@@ -84,23 +90,8 @@ class Client(asyncio.Protocol):
         elif self._spliced:
             if self._current is not None:
                 self._current.client_bytes(data)
-        elif not self._closing:
+        elif not self._linger_until and self._refusal is None:
             self._parse(data)
-
-    def _known(self, line: bytes, fields: Fields, size: int) -> bool:
-        """The short way of a request whose header lines are known. False: its request line needs a closer look."""
-        method, _, rest = line.partition(b" ")
-        target = rest[:-9]
-        if (
-            rest[-9:] != b" HTTP/1.1"
-            or method not in SHORT_METHODS
-            or size > self.server.bounds.head_bytes_max
-            or PLAIN_TARGET.fullmatch(target) is None
-        ):
-            return False
-        self._current = exchange = Exchange(self, Head(method, target, fields), request_ended=True)
-        exchange.start()
-        return True
 
     def _parse(self, data: bytes) -> None:
         parser = self._parser
@@ -153,7 +144,7 @@ class Client(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._target, self._headers, self._trailers = b"", [], None
-        self._in_head = True
+        self._in_head, self.quiet = True, False
         self._head_bytes = max(1, self._head_bytes if self._receiving is None else 1)
 
     def on_url(self, url: bytes) -> None:
@@ -216,7 +207,7 @@ class Client(asyncio.Protocol):
         while self._current is None and self._waiting and self.transport is not None and not self._linger_until:
             self._current = self._waiting.popleft()
             self.free("pipeline")
-            self._current.start()
+            self._current.check_and_start()
         if self._current is None and self._refusal is not None:
             self._answer_refusal(*self._refusal)
 
@@ -253,6 +244,8 @@ class Client(asyncio.Protocol):
             self.free("connecting")
         if self._waiting or self._refusal is not None:
             self._next()
+        elif self._receiving is None and not self._in_head and not self._linger_until:
+            self.quiet = True
 
     def splice(self) -> None:
         self._spliced = True
@@ -262,6 +255,7 @@ class Client(asyncio.Protocol):
         trusted to be where it seems to be."""
         if self._linger_until or self._refusal is not None:
             return
+        self.quiet = False
         self.server.refused(status)
         broken, self._receiving = self._receiving, None
         self._refused_head = Head(b"", self._target, Fields(self._headers or [])) if broken is None else broken.head
@@ -304,6 +298,7 @@ class Client(asyncio.Protocol):
         away for a moment, because closing on unread bytes would reset the connection and lose the answer."""
         if self.transport is None or self._linger_until:
             return
+        self.quiet = False
         if linger:
             self._linger_until = monotonic() + limits.TICK_S * 2
             self._held.clear()
@@ -316,18 +311,6 @@ class Client(asyncio.Protocol):
     def abort(self) -> None:
         if self.transport is not None:
             self.transport.abort()
-
-    @property
-    def idle(self) -> bool:
-        """Between two requests."""
-        return (
-            self._current is self._receiving is None and not self._waiting and not self._in_head and not self._spliced
-        )
-
-    @property
-    def _closing(self) -> bool:
-        """What still comes is not looked at."""
-        return self._refusal is not None or self._linger_until > 0.0
 
     @property
     def spliced(self) -> bool:
@@ -348,7 +331,7 @@ class Client(asyncio.Protocol):
             and now - self._head_started(now) > self.server.bounds.head_timeout_s
         ):
             self._refuse(408, "The request's head did not come in time.")
-        elif self.idle and quiet_s > self.server.bounds.keepalive_timeout_s:
+        elif self.quiet and quiet_s > self.server.bounds.keepalive_timeout_s:
             self.close()
         elif self._receiving is not None and not self._held and quiet_s > self.server.bounds.body_timeout_s:
             self._refuse(408, "The request's body did not come in time.")

@@ -46,11 +46,18 @@ class Exchange:
 
     # From the client
 
+    def check_and_start(self) -> None:
+        try:
+            self.head.check()
+        except BadRequest as error:
+            self.refuse(error.status, error.message)
+            return
+        self.start()
+
     def start(self) -> None:
         """Decides and begins. Everything after this happens in callbacks."""
         client = self.client
         try:
-            self.head.check()
             decision = client.server.gateway.decide(self.head, client.peer, last_look=False)
         except BadRequest as error:
             self.refuse(error.status, error.message)
@@ -134,14 +141,13 @@ class Exchange:
         self._follow(decision)
 
     def _forward(self, plan: Plan) -> None:
-        head = self.head
-        if not head.upgrade:
-            fresh = head.method not in IDEMPOTENT
-            upstream = self.client.server.pool.take(plan.targets[0], fresh=fresh)
-            if upstream is not None:
-                self._attach(upstream, plan)
-                return
-        self._run(self._connect(plan))
+        upstream = None
+        if not self.head.upgrade:
+            upstream = self.client.server.pool.take(plan.targets[0], fresh=self.head.method not in IDEMPOTENT)
+        if upstream is None:
+            self._run(self._connect(plan))
+        else:
+            self._attach(upstream, plan)
 
     async def _connect(self, plan: Plan) -> None:
         while True:
@@ -247,13 +253,14 @@ class Exchange:
 
     def response_ended(self, trailers: list[Header]) -> None:
         upstream, self._upstream = self._upstream, None
+        client, plan = self.client, self.plan
         if self._chunked_answer:
-            self.client.write(last_chunk(passing.trailers(trailers)))
+            client.write(last_chunk(passing.trailers(trailers)))
         if upstream is not None:
             # An answer before the whole request was read leaves the connection in an unknown state.
             upstream.detach(reusable=self.request_ended and not self.head.upgrade)
-        if self.status < 300 and self.plan is not None and self.plan.way.server_id:
-            self.client.server.activity.touch(self.plan.way.server_id)
+        if self.status < 300 and plan is not None:
+            client.server.activity.touch(plan.way.server_id)
         self._finish(self.status)
 
     def switched(self, head: bytes, rest: bytes) -> bool:

@@ -7,12 +7,14 @@ head that was seen before, byte by byte, needs no second look.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from orrery_events.principal import SESSION_COOKIE
 from orrery_router.passing import Header
 
 if TYPE_CHECKING:
+    from orrery_router.domain import Path
     from orrery_router.plan import Leave
 
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
@@ -21,7 +23,7 @@ SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 UNNAMED_HOST: Final = b"localhost"
 """An HTTP/1.0 client may name no host; what goes on is HTTP/1.1 and must."""
 LENGTH_DIGITS_MAX: Final = 18
-NOT_IN_HOST: Final = b"/\\@?# \t,"
+_NOT_IN_HOST: Final = re.compile(rb"[/\\@?#\s,]")
 
 
 class BadRequest(Exception):
@@ -37,7 +39,7 @@ class Fields:
     """The header lines of a request, taken apart. Shared by all requests that send the same bytes."""
 
     __slots__ = (
-        "chunked", "error", "has_length", "headers", "host", "host_name", "keep_alive", "leave", "length",
+        "again", "chunked", "error", "has_length", "headers", "host", "host_name", "keep_alive", "leave", "length",
         "safe_to_know", "text",
     )  # fmt: skip
 
@@ -57,8 +59,14 @@ class Fields:
         """The last leave to pass that a gateway gave them."""
         self.text: dict[bytes, bytes] = {}
         """First value of every header, by name in lower case."""
+        self.again: set[bytes] = set()
+        """Names that came more than once."""
         for name, value in headers:
-            self.text.setdefault(name.lower(), value)
+            lower = name.lower()
+            if lower in self.text:
+                self.again.add(lower)
+            else:
+                self.text[lower] = value
         try:
             self._check(http10=http10)
         except BadRequest as error:
@@ -69,26 +77,29 @@ class Fields:
         """True if a request with these lines is whole at their end."""
 
     def _check(self, *, http10: bool) -> None:
-        """What llhttp leaves to us (RFC 9112 §3.2, §6.3)."""
-        hosts = [value for name, value in self.headers if name.lower() == b"host"]
-        if len(hosts) > 1 or (not hosts and not http10):
+        """What llhttp leaves to us (RFC 9112 §3.2, §6.3). Raises BadRequest."""
+        text = self.text
+        host = text.get(b"host")
+        if b"host" in self.again or (host is None and not http10):
             raise BadRequest(400, "A request names exactly one host.")
-        self.host = hosts[0].strip() if hosts else b""
-        if any(c in self.host for c in NOT_IN_HOST):
+        self.host = host.strip() if host else b""
+        if _NOT_IN_HOST.search(self.host) is not None:
             raise BadRequest(400, "The Host header is not a host.")
         self.host_name = host_name(self.host)
-        lengths = [value.strip() for name, value in self.headers if name.lower() == b"content-length"]
-        codings = [value.strip().lower() for name, value in self.headers if name.lower() == b"transfer-encoding"]
-        if codings:
-            if codings != [b"chunked"] or lengths or http10:
+        length, coding = text.get(b"content-length"), text.get(b"transfer-encoding")
+        if coding is not None:
+            told_twice = length is not None or b"transfer-encoding" in self.again
+            if told_twice or http10 or coding.strip().lower() != b"chunked":
                 raise BadRequest(400, "The request's length is told in more than one way.")
             self.chunked = True
-        if lengths:
-            if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > LENGTH_DIGITS_MAX:
+        if length is not None:
+            digits = length.strip()
+            if b"content-length" in self.again or not digits.isdigit() or len(digits) > LENGTH_DIGITS_MAX:
                 raise BadRequest(400, "The request's length is not one number.")
-            self.length, self.has_length = int(lengths[0]), True
-        if any(b"\x00" in value or b"\r" in value or b"\n" in value for _, value in self.headers):
-            raise BadRequest(400, "A header holds control characters.")
+            self.length, self.has_length = int(digits), True
+        for _, value in self.headers:
+            if b"\x00" in value or b"\r" in value or b"\n" in value:
+                raise BadRequest(400, "A header holds control characters.")
 
     def session_cookie(self) -> str:
         """The session cookie's value, or nothing."""
@@ -105,10 +116,12 @@ class Fields:
 class Head:
     """One request's head."""
 
-    __slots__ = ("fields", "host", "host_name", "http10", "method", "target", "upgrade")
+    __slots__ = ("fields", "host", "host_name", "http10", "method", "path", "target", "upgrade")
 
-    def __init__(self, method: bytes, target: bytes, fields: Fields) -> None:
+    def __init__(self, method: bytes, target: bytes, fields: Fields, path: Path | None = None) -> None:
         self.method, self.target, self.fields = method, target, fields
+        self.path = path
+        """Of the target, if it was looked at already."""
         self.host, self.host_name = fields.host, fields.host_name
         self.http10 = False
         self.upgrade = b""
@@ -150,7 +163,7 @@ class Head:
         rest = self.target.partition(b"://")[2]
         cut = min((i for i in (rest.find(b"/"), rest.find(b"?")) if i >= 0), default=len(rest))
         self.host, path = rest[:cut], rest[cut:]
-        if not self.host or any(c in self.host for c in NOT_IN_HOST):
+        if not self.host or _NOT_IN_HOST.search(self.host) is not None:
             raise BadRequest(400, "The request target is not usable.")
         self.host_name = host_name(self.host)
         self.target = path if path.startswith(b"/") else b"/" + path

@@ -93,7 +93,7 @@ class DataPlane:
         if not self._clients:
             self._empty.set()
         for client in list(self._clients):
-            if client.idle:
+            if client.quiet:
                 client.close()
         sockets = [client for client in self._clients if client.spliced]
         random.shuffle(sockets)
@@ -127,9 +127,11 @@ class DataPlane:
     def observe(self, exchange: Exchange, status: int) -> None:
         """Counts an exchange that is over."""
         plan = exchange.plan
+        if plan is None:
+            self._tally.add(status // 100, "own", exchange.began_at)
+            return
         # A WebSocket's life says nothing about how fast answers come.
-        duration_s = None if status == SWITCHED else time.monotonic() - exchange.began_at
-        self._tally.add(status // 100, plan.way.kind if plan is not None else "own", duration_s)
-        if plan is not None and plan.span is not None:
+        self._tally.add(status // 100, plan.way.kind, exchange.began_at if status != SWITCHED else 0.0)
+        if plan.span is not None:
             plan.span.set_attribute("http.response.status_code", status)
             plan.span.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from time import monotonic
 from typing import Final
 
 from prometheus_client import REGISTRY
@@ -24,10 +25,12 @@ class Tally:
         self.sums_s = [0.0] * len(CODE_CLASSES)
         COUNTED.tallies.append(self)
 
-    def add(self, code_class: int, kind: str, duration_s: float | None) -> None:
+    def add(self, code_class: int, kind: str, began_at: float) -> None:
+        """`began_at`: monotonic seconds; 0: how long it took is not to be counted."""
         key = (code_class, kind)
         self.requests[key] = self.requests.get(key, 0) + 1
-        if duration_s is not None:
+        if began_at:
+            duration_s = monotonic() - began_at
             self.buckets[code_class][bisect_left(BUCKETS_S, duration_s)] += 1
             self.sums_s[code_class] += duration_s
 

@@ -91,12 +91,12 @@ class Upstream(asyncio.Protocol):
     def detach(self, *, reusable: bool) -> None:
         """The exchange is over for whoever had it."""
         self._answer = self._chunks = None
-        if reusable and self._reusable and self.transport is not None and not self.transport.is_closing():
-            if self._paused:
-                self.pause(paused=False)
-            self._release(self)
-        else:
+        if not reusable or not self._reusable or not self.usable:
             self.close()
+            return
+        if self._paused:
+            self.pause(paused=False)
+        self._release(self)
 
     def close(self) -> None:
         self._answer = None
