@@ -23,6 +23,7 @@ REASONS: Final = {
     413: b"Content Too Large",
     424: b"Failed Dependency",
     431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
     502: b"Bad Gateway",
     503: b"Service Unavailable",
     504: b"Gateway Timeout",

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import httptools
+import structlog
 
 from orrery_router import passing
 from orrery_router.domain import plain_path
@@ -19,6 +20,8 @@ from .head import BadRequest, Fields, Head
 
 if TYPE_CHECKING:
     from .server import DataPlane
+
+_log = structlog.get_logger("orrery.router")
 
 SHORT_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"POST", b"PUT", b"PATCH"})
 
@@ -110,7 +113,8 @@ class Client(asyncio.Protocol):
             if isinstance(cause, BadRequest):
                 self._refuse(cause.status, cause.message)
             else:
-                self._refuse(400, "The request is not valid HTTP.")
+                _log.error("request_failed", exc_info=cause)
+                self._refuse(500, "The router could not handle this request; its log says why.")
         except httptools.HttpParserError:
             self._refuse(400, "The request is not valid HTTP.")
         else:
