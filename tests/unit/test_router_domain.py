@@ -11,62 +11,8 @@ from hypothesis import strategies as st
 
 from orrery_events.principal import Principal
 from orrery_router import domain, passing
-from orrery_router.domain import BadPath, Route, Table, parse_target, segments_of
+from orrery_router.domain import BadPath, parse_target
 from orrery_router.passing import Peer
-
-NAMES = st.sampled_from(["user", "ada", "bob", "app", "a", "hub", ""])
-PREFIX = st.lists(NAMES.filter(bool), max_size=4).map(lambda parts: "/" + "".join(f"{p}/" for p in parts))
-HOSTS = st.sampled_from(["", "a.example.org", "b.example.org"])
-
-
-def route(prefix: str, host: str = "", route_id: str = "") -> Route:
-    return Route(
-        route_id=route_id or f"{host}{prefix}", prefix=prefix, host=host, target_host="127.0.0.1", target_port=1,
-        policy="owner", owner_id="u", owner_name="ada", server_id="s", server_name="", generation=1,
-        strip_prefix=False, secret_header="", secret_prefix="", depth=len(segments_of(prefix)),
-    )  # fmt: skip
-
-
-def longest(routes: dict[str, Route], host: str, path: str) -> Route | None:
-    """What the table should find, said as simply as possible."""
-    for name in (host, ""):
-        fits = [r for r in routes.values() if r.host == name and (path + "/").startswith(r.prefix)]
-        if fits:
-            return max(fits, key=lambda r: len(r.prefix))
-    return None
-
-
-@settings(max_examples=300)
-@given(
-    st.lists(st.tuples(st.sampled_from(["set", "set", "remove"]), PREFIX, HOSTS), max_size=30),
-    st.lists(NAMES, min_size=1, max_size=6),
-    HOSTS,
-)
-def test_the_longest_prefix_of_whole_segments_wins(
-    changes: list[tuple[str, str, str]], parts: list[str], host: str
-) -> None:
-    table, model = Table(), dict[str, Route]()
-    for what, prefix, name in changes:
-        one = route(prefix, name)
-        if what == "set":
-            table.set(one)
-            model[one.route_id] = one
-        else:
-            table.remove(one.route_id)
-            model.pop(one.route_id, None)
-    path = "/" + "/".join(parts)
-    assert table.find(host, tuple(parts)) == longest(model, host, path)
-    assert {r.route_id for r in table.routes()} == set(model)
-    assert len(table) == len(model)
-
-
-def test_one_place_has_one_route() -> None:
-    table = Table()
-    table.set(route("/user/ada/", route_id="old"))
-    table.set(route("/user/ada/", route_id="new"))
-    assert [r.route_id for r in table.routes()] == ["new"]
-    table.remove("old")
-    assert len(table) == 1
 
 
 @settings(max_examples=500)

@@ -62,7 +62,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scp: tuple[str, ...] = ()
 
 
-class User(msgspec.Struct, frozen=True, kw_only=True):
+class User(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     user_id: str
     name: str
     admin: bool

@@ -7,7 +7,7 @@ so that an encoded slash never makes a segment; a path with dot segments in any 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import sys
 from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
 
@@ -102,13 +102,14 @@ def _text(raw: bytes) -> str:
         raise BadPath("the path is not UTF-8") from None
 
 
-class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """Where requests below a prefix go."""
+class Route(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Where requests below a prefix go. There may be a hundred thousand: what can be derived is not stored, and strings
+    that many of them have are one object (`route_of`)."""
 
-    route_id: str
     prefix: str
+    """Decoded segments with a slash before, between and after them."""
     host: str
-    """Of the public name; empty: any."""
+    """Of the public name, in lower case; empty: any."""
     target_host: str
     target_port: int
     policy: str
@@ -130,89 +131,39 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         return (self.target_host, self.target_port)
 
 
-def route_of(event: RouteSet, traceparent: str = "") -> Route:
-    """Raises ValueError for a target that is no `http://host:port`."""
+def route_of(event: RouteSet, *, traceparent: str = "", owner_id: str = "", owner_name: str = "") -> Route:
+    """`owner_id`, `owner_name`: the strings that others hold already, taken where they are equal. Raises ValueError for
+    a place that can never be found and for a target that is no `http://host:port`."""
     scheme, _, rest = event.target.partition("://")
     host, _, port = rest.rstrip("/").rpartition(":")
     if scheme != "http" or not host or not port.isdigit():
         raise ValueError(f"target {event.target!r} is not http://host:port")
+    if not is_place(event.host, event.prefix):
+        raise ValueError(f"host {event.host!r}, prefix {event.prefix!r} is no place in the table")
     return Route(
-        route_id=event.route_id,
         prefix=event.prefix,
-        host=event.host.lower(),
-        target_host=host.strip("[]"),
+        host=sys.intern(event.host),
+        target_host=sys.intern(host.strip("[]")),
         target_port=int(port),
-        policy=event.policy,
-        owner_id=event.owner_id,
-        owner_name=event.owner_name,
+        policy=sys.intern(event.policy),
+        owner_id=owner_id if owner_id == event.owner_id else event.owner_id,
+        owner_name=owner_name if owner_name == event.owner_name else event.owner_name,
         server_id=event.server_id,
         server_name=event.server_name,
         generation=event.generation,
         strip_prefix=event.strip_prefix,
-        secret_header=event.secret_header,
-        secret_prefix=event.secret_prefix,
-        depth=len(segments_of(event.prefix)),
+        secret_header=sys.intern(event.secret_header),
+        secret_prefix=sys.intern(event.secret_prefix),
+        depth=event.prefix.count("/") - 1,
         traceparent=traceparent,
     )
 
 
-def segments_of(prefix: str) -> tuple[str, ...]:
-    """`/user/ada/` → `("user", "ada")`."""
-    text = prefix.strip("/")
-    return tuple(text.split("/")) if text else ()
-
-
-class Table:
-    """Routes by (host, segments); the longest prefix of whole segments wins, a host's own routes first."""
-
-    def __init__(self) -> None:
-        self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
-        self._by_id: dict[str, tuple[str, tuple[str, ...]]] = {}
-        self._depths: dict[int, int] = {}
-        """Number of segments → how many routes have as many."""
-        self._hosts: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._routes)
-
-    def set(self, route: Route) -> None:
-        self.remove(route.route_id)
-        key = (route.host, segments_of(route.prefix))
-        replaced = self._routes.get(key)
-        if replaced is not None:
-            self.remove(replaced.route_id)
-        self._routes[key] = route
-        self._by_id[route.route_id] = key
-        self._depths[len(key[1])] = self._depths.get(len(key[1]), 0) + 1
-        self._hosts[route.host] = self._hosts.get(route.host, 0) + 1
-
-    def remove(self, route_id: str) -> None:
-        key = self._by_id.pop(route_id, None)
-        if key is None:
-            return
-        del self._routes[key]
-        for counts, value in ((self._depths, len(key[1])), (self._hosts, key[0])):
-            left = counts[value] - 1  # type: ignore[index]
-            if left:
-                counts[value] = left  # type: ignore[index]
-            else:
-                del counts[value]  # type: ignore[arg-type]
-
-    def find(self, host: str, segments: tuple[str, ...]) -> Route | None:
-        depths = sorted((d for d in self._depths if d <= len(segments)), reverse=True)
-        for name in (host, "") if host and host in self._hosts else ("",):
-            for depth in depths:
-                route = self._routes.get((name, segments[:depth]))
-                if route is not None:
-                    return route
-        return None
-
-    def find_plain(self, host: str, path: str) -> Route | None:
-        """`find` for a path that has no percent signs, no empty and no dot segments. It begins with `/`."""
-        return self.find(host, tuple(path[1:].split("/")))
-
-    def routes(self) -> Iterable[Route]:
-        return self._routes.values()
+def is_place(host: str, prefix: str) -> bool:
+    """Whether they are written as the table wants them, so that one place has one spelling and one route id."""
+    if not prefix.startswith("/") or not prefix.endswith("/") or "//" in prefix:
+        return False
+    return host == host.lower() and prefix.count("/") <= SEGMENTS_MAX
 
 
 Verdict = Literal["pass", "sign_in", "forbidden"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Final
 
 import msgspec
 import structlog
@@ -15,9 +16,12 @@ from orrery_events.registry import Event
 from orrery_runtime.identity import CATEGORIES as IDENTITY_CATEGORIES
 from orrery_runtime.identity import IdentityState
 
-from .domain import Table, route_of
+from .domain import route_of
+from .table import Table
 
 CATEGORIES = (*IDENTITY_CATEGORIES, "route", "instance", "server")
+
+NAMES_IN_A_TUPLE: Final = 8
 
 _log = structlog.get_logger("orrery.router")
 
@@ -40,33 +44,32 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
 class RouterState:
     """The fold."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_traces: bool = False) -> None:
+        """`keeps_traces`: routes remember the trace of the append that set them, which only a router needs that sends
+        traces itself."""
         self.identity = IdentityState()
         self.table = Table()
         self.backends: dict[str, Backend] = {}
         """By slot."""
-        self.server_names: dict[str, set[str]] = {}
-        """User id → names of the servers they have, running or not."""
+        self.server_names: dict[str, tuple[str, ...] | set[str]] = {}
+        """User id → names of the named servers they have, running or not."""
+        self._keeps_traces = keeps_traces
 
     def apply(self, recorded: Recorded, event: Event) -> None:
         match event:
             case RouteSet():
-                try:
-                    self.table.set(route_of(event, recorded.meta.traceparent))
-                except ValueError as error:
-                    _log.warning("route_refused", route_id=event.route_id, reason=str(error))
+                self._set_route(recorded, event)
             case RouteRemoved():
-                self.table.remove(event.route_id)
+                self.table.remove(event.host, event.prefix)
             case InstanceStarted() | InstanceDraining():
                 self._put_backend(event)
             case InstanceStopped() | InstanceLost():
                 known = self.backends.get(event.slot)
                 if known is not None and known.instance_id == event.instance_id:
                     del self.backends[event.slot]
-            case Removed():
-                self.server_names.get(event.user_id, set()).discard(event.name)
             case ServerEvent():
-                self.server_names.setdefault(event.user_id, set()).add(event.name)
+                if event.name:
+                    self._note_server(event.user_id, event.name, has=not isinstance(event, Removed))
             case _:
                 self.identity.apply(recorded, event)
 
@@ -74,6 +77,33 @@ class RouterState:
         """Live ones first, draining ones last, in a fixed order."""
         found = [b for b in self.backends.values() if b.service == service]
         return sorted(found, key=lambda b: (b.draining, b.slot))
+
+    def _set_route(self, recorded: Recorded, event: RouteSet) -> None:
+        owner = self.identity.users.get(event.owner_id)
+        try:
+            route = route_of(
+                event,
+                traceparent=recorded.meta.traceparent if self._keeps_traces else "",
+                owner_id=owner.user_id if owner else "",
+                owner_name=owner.name if owner else "",
+            )
+        except ValueError as error:
+            _log.warning("route_refused", route_id=event.route_id, reason=str(error))
+        else:
+            self.table.set(route)
+
+    def _note_server(self, user_id: str, name: str, *, has: bool) -> None:
+        known = self.server_names.get(user_id, ())
+        if (name in known) == has:
+            return
+        if isinstance(known, set):
+            (known.add if has else known.discard)(name)
+        else:
+            known = (*known, name) if has else tuple(n for n in known if n != name)
+            # A set is quicker from some size on, and several times as large below.
+            self.server_names[user_id] = set(known) if len(known) > NAMES_IN_A_TUPLE else known
+        if not known:
+            del self.server_names[user_id]
 
     def _put_backend(self, event: InstanceStarted | InstanceDraining) -> None:
         host, _, port = event.url.removeprefix("http://").rstrip("/").rpartition(":")
@@ -91,10 +121,9 @@ class RouterState:
     def digest(self) -> str:
         """Equal on all routers at the same position."""
         routes = sorted(
-            (r.route_id, r.host, r.prefix, r.target_host, r.target_port, r.generation, r.policy)
-            for r in self.table.routes()
+            (r.host, r.prefix, r.target_host, r.target_port, r.generation, r.policy) for r in self.table.routes()
         )
         backends = sorted((b.slot, b.instance_id, b.draining) for b in self.backends.values())
-        servers = sorted((user_id, sorted(names)) for user_id, names in self.server_names.items() if names)
+        servers = sorted((user_id, sorted(names)) for user_id, names in self.server_names.items())
         parts = [self.identity.digest(), routes, backends, servers]
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
