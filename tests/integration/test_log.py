@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -23,6 +24,7 @@ from orrery_events.log import (
     expire_instances,
     live_instances,
 )
+from orrery_events.log.reader import LATEST_SQL
 from orrery_runtime.migrate import ES, upgrade
 from tests.support.backbone import PostgresServer
 from tests.support.wait import eventually
@@ -199,6 +201,23 @@ async def test_latest_is_the_last_event_of_every_key_that_is_not_gone(log: Event
     async with log.snapshot(["user", "route"]) as snapshot:
         assert [r.event() async for r in snapshot.latest()] == [UserUpdated(user_id="id-a", name="a2")]
         assert [r.position async for r in snapshot.events()] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_is_latest_is_read_without_the_rest_of_the_log(log: EventLog) -> None:
+    """However long the log is: one look-up for each key that is alive."""
+    alive, times = 20, 100
+    for _ in range(times):
+        await log.append("users", [user(str(number)) for number in range(alive)])
+    for analyse in (False, True):
+        if analyse:
+            await log.pool.execute("ANALYZE es.events, es.latest")
+        async with log.snapshot(["user"]) as snapshot:
+            assert len([r async for r in snapshot.latest()]) == alive
+            # In the same transaction, and therefore planned in the same way.
+            plan = await snapshot._connection.fetch(f"EXPLAIN (ANALYZE, COSTS off, TIMING off) {LATEST_SQL}", ["user"])
+        text = "\n".join(row[0] for row in plan)
+        found = re.findall(r"Scan using events_p0_pkey .*rows=(\S+) loops=(\d+)", text)
+        assert [(float(rows), int(loops)) for rows, loops in found] == [(1, alive)], text
 
 
 async def test_a_snapshot_stands_still(url: str, log: EventLog) -> None:
