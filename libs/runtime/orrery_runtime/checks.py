@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
+from orrery_events.tail import Tail
+
 if TYPE_CHECKING:
     from .process import Process
 
@@ -58,6 +60,8 @@ def add_follower(process: Process, tail: Follower) -> None:
     """Complains, without making the process unready, when a projection cannot be proven recent."""
 
     async def recent() -> str:
+        if isinstance(tail, Tail) and tail.restored:
+            return f"started from disk, {tail.staleness_s:.0f} s behind what is happening (position {tail.position})"
         if tail.staleness_s <= STALE_AFTER_S:
             return ""
         return f"not proven complete for {tail.staleness_s:.0f} s (position {tail.position}, mode {tail.mode})"

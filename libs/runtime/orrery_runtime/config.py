@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     run_dir: Path | None = Field(
         None, description="Where each process writes `<slot>.json` with its pid and URLs; nowhere when not set."
     )
+    snapshots: bool = Field(
+        True,
+        description="Keep what is known in `<data_dir>/snapshots`, so that a router can start while Postgres and NATS "
+        "are both away; only a process with a `slot` does.",
+    )
     slot: str = Field(
         "",
         max_length=120,

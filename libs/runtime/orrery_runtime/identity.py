@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -76,6 +76,16 @@ _claims_decoder = msgspec.json.Decoder(Claims)
 class IdentityState:
     """The fold of `user` and `auth` events, or a part of a larger projection (call `apply` with every event)."""
 
+    SECTIONS: ClassVar[Mapping[str, Any]] = {
+        "users": User,
+        "names": tuple[str, str],
+        "keys": tuple[str, str],
+        "epochs": tuple[str, int],
+        "revoked_sessions": tuple[str, float],
+        "revoked_tokens": tuple[str, float | None],
+        "revocations": str,
+    }
+
     def __init__(self) -> None:
         self.version = 0
         """Grows whenever a verdict may have changed: one that was found at the same version still holds."""
@@ -123,6 +133,39 @@ class IdentityState:
         users = sorted((u.user_id, u.name, u.admin, u.created_at) for u in self.users.values())
         parts = [users, sorted(self._key_texts.items()), sorted(self.epochs.items()), self._revocations_digest]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def sections(self) -> dict[str, list[Any]]:
+        """The state in immutable pieces; see `orrery_events.tail.snapshot`."""
+        return {
+            "users": list(self.users.values()),
+            "names": list(self.user_ids.items()),
+            "keys": list(self._key_texts.items()),
+            "epochs": list(self.epochs.items()),
+            "revoked_sessions": list(self.revoked_sessions.items()),
+            "revoked_tokens": list(self.revoked_tokens.items()),
+            "revocations": [f"{self._revocations_digest:x}"],
+        }
+
+    def restore(self, section: str, items: Sequence[Any]) -> None:
+        """The inverse, section by section."""
+        match section:
+            case "users":
+                self.users.update((user.user_id, user) for user in items)
+            case "names":
+                # The users' own strings, so that each is held once.
+                owners = ((name, self.users.get(user_id)) for name, user_id in items)
+                self.user_ids.update((user.name, user.user_id) for name, user in owners if user and user.name == name)
+            case "keys":
+                for kid, text in items:
+                    self._put_key(kid, text)
+            case "epochs":
+                self.epochs.update(items)
+            case "revoked_sessions":
+                self.revoked_sessions.update(items)
+            case "revoked_tokens":
+                self.revoked_tokens.update(items)
+            case "revocations":
+                self._revocations_digest = int(items[0], 16)
 
     def user_by_name(self, name: str) -> User | None:
         user_id = self.user_ids.get(name)

@@ -229,6 +229,7 @@ class Process:
                 "lag": tail.lag,
                 "mode": tail.mode,
                 "staleness_s": round(tail.staleness_s, 3),
+                "restored": isinstance(tail, Tail) and tail.restored,
             }
             for tail in self.tails
         ]

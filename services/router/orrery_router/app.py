@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Final
 
 from prometheus_client import Gauge, Histogram
@@ -15,6 +16,7 @@ from orrery_runtime import telemetry
 from orrery_runtime.errors import StartupError
 from orrery_runtime.identity import Verifier
 from orrery_runtime.process import Process, run
+from orrery_runtime.snapshots import may_start_alone, place_of
 
 from .dataplane.limits import Limits
 from .dataplane.server import DataPlane
@@ -23,6 +25,7 @@ from .handlers import Activity
 from .passing import networks_of
 from .projections import CATEGORIES, RouterState
 
+SERVICE: Final = "router"
 CATCH_UP_S: Final = 0.2
 """How long a request that misses may wait for the log."""
 
@@ -40,7 +43,14 @@ async def body(process: Process) -> None:
         trusted_proxies = networks_of(settings.trusted_proxies)
     except ValueError as error:
         raise StartupError(f"ORRERY_TRUSTED_PROXIES is not usable: {error}") from None
-    tail = Tail(process.events, process.bus, RouterState, categories=CATEGORIES, name="router")
+    tail = Tail(
+        process.events,
+        process.bus,
+        partial(RouterState, keeps_traces=bool(settings.otlp_endpoint)),
+        categories=CATEGORIES,
+        name="router",
+        place=place_of(SERVICE, settings),
+    )
     await tail.start()
     process.track(tail)
 
@@ -91,4 +101,4 @@ async def body(process: Process) -> None:
 
 
 def main() -> int:
-    return run("router", body)
+    return run(SERVICE, body, may_start_alone=partial(may_start_alone, SERVICE))

@@ -20,6 +20,10 @@ SEGMENTS_MAX: Final = 64
 """Deepest prefix that is looked for."""
 
 
+OFTEN_EQUAL: Final = ("host", "target_host", "policy", "secret_header", "secret_prefix")
+"""Fields of a route that have few values."""
+
+
 class BadPath(ValueError):
     """A path that could be read in two ways."""
 
@@ -104,7 +108,7 @@ def _text(raw: bytes) -> str:
 
 class Route(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where requests below a prefix go. There may be a hundred thousand: what can be derived is not stored, and strings
-    that many of them have are one object (`route_of`)."""
+    that many of them have are one object (`slim`)."""
 
     prefix: str
     """Decoded segments with a slash before, between and after them."""
@@ -131,9 +135,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return (self.target_host, self.target_port)
 
 
-def route_of(event: RouteSet, *, traceparent: str = "", owner_id: str = "", owner_name: str = "") -> Route:
-    """`owner_id`, `owner_name`: the strings that others hold already, taken where they are equal. Raises ValueError for
-    a place that can never be found and for a target that is no `http://host:port`."""
+def route_of(event: RouteSet, *, traceparent: str = "") -> Route:
+    """Raises ValueError for a place that can never be found and for a target that is no `http://host:port`."""
     scheme, _, rest = event.target.partition("://")
     host, _, port = rest.rstrip("/").rpartition(":")
     if scheme != "http" or not host or not port.isdigit():
@@ -142,21 +145,33 @@ def route_of(event: RouteSet, *, traceparent: str = "", owner_id: str = "", owne
         raise ValueError(f"host {event.host!r}, prefix {event.prefix!r} is no place in the table")
     return Route(
         prefix=event.prefix,
-        host=sys.intern(event.host),
-        target_host=sys.intern(host.strip("[]")),
+        host=event.host,
+        target_host=host.strip("[]"),
         target_port=int(port),
-        policy=sys.intern(event.policy),
-        owner_id=owner_id if owner_id == event.owner_id else event.owner_id,
-        owner_name=owner_name if owner_name == event.owner_name else event.owner_name,
+        policy=event.policy,
+        owner_id=event.owner_id,
+        owner_name=event.owner_name,
         server_id=event.server_id,
         server_name=event.server_name,
         generation=event.generation,
         strip_prefix=event.strip_prefix,
-        secret_header=sys.intern(event.secret_header),
-        secret_prefix=sys.intern(event.secret_prefix),
+        secret_header=event.secret_header,
+        secret_prefix=event.secret_prefix,
         depth=event.prefix.count("/") - 1,
         traceparent=traceparent,
     )
+
+
+def slim(route: Route, owner_id: str = "", owner_name: str = "") -> Route:
+    """The same route, as yet nobody else's, holding strings that are held already: those that many routes have, and
+    the owner's where they are equal."""
+    for name in OFTEN_EQUAL:
+        msgspec.structs.force_setattr(route, name, sys.intern(getattr(route, name)))
+    if owner_id == route.owner_id:
+        msgspec.structs.force_setattr(route, "owner_id", owner_id)
+    if owner_name == route.owner_name:
+        msgspec.structs.force_setattr(route, "owner_name", owner_name)
+    return route
 
 
 def is_place(host: str, prefix: str) -> bool:

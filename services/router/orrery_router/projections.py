@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 import msgspec
 import structlog
@@ -16,7 +17,7 @@ from orrery_events.registry import Event
 from orrery_runtime.identity import CATEGORIES as IDENTITY_CATEGORIES
 from orrery_runtime.identity import IdentityState
 
-from .domain import route_of
+from .domain import Route, route_of, slim
 from .table import Table
 
 CATEGORIES = (*IDENTITY_CATEGORIES, "route", "instance", "server")
@@ -42,7 +43,14 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouterState:
-    """The fold."""
+    """The fold. It holds no secret: a server's own is derived where it is needed."""
+
+    SECTIONS: ClassVar[Mapping[str, Any]] = {
+        **IdentityState.SECTIONS,
+        "routes": Route,
+        "backends": Backend,
+        "server_names": tuple[str, tuple[str, ...]],
+    }
 
     def __init__(self, *, keeps_traces: bool = False) -> None:
         """`keeps_traces`: routes remember the trace of the append that set them, which only a router needs that sends
@@ -79,18 +87,16 @@ class RouterState:
         return sorted(found, key=lambda b: (b.draining, b.slot))
 
     def _set_route(self, recorded: Recorded, event: RouteSet) -> None:
-        owner = self.identity.users.get(event.owner_id)
         try:
-            route = route_of(
-                event,
-                traceparent=recorded.meta.traceparent if self._keeps_traces else "",
-                owner_id=owner.user_id if owner else "",
-                owner_name=owner.name if owner else "",
-            )
+            route = route_of(event, traceparent=recorded.meta.traceparent if self._keeps_traces else "")
         except ValueError as error:
             _log.warning("route_refused", route_id=event.route_id, reason=str(error))
         else:
-            self.table.set(route)
+            self._put_route(route)
+
+    def _put_route(self, route: Route) -> None:
+        owner = self.identity.users.get(route.owner_id)
+        self.table.set(slim(route, owner.user_id, owner.name) if owner else slim(route))
 
     def _note_server(self, user_id: str, name: str, *, has: bool) -> None:
         known = self.server_names.get(user_id, ())
@@ -117,6 +123,29 @@ class RouterState:
             port=int(port),
             draining=isinstance(event, InstanceDraining),
         )
+
+    def sections(self) -> dict[str, list[Any]]:
+        """The state in immutable pieces; see `orrery_events.tail.snapshot`."""
+        return {
+            **self.identity.sections(),
+            "routes": list(self.table.routes()),
+            "backends": list(self.backends.values()),
+            "server_names": [(user_id, tuple(names)) for user_id, names in self.server_names.items()],
+        }
+
+    def restore(self, section: str, items: Sequence[Any]) -> None:
+        """The inverse, section by section."""
+        match section:
+            case "routes":
+                for route in items:
+                    self._put_route(route)
+            case "backends":
+                self.backends.update((backend.slot, backend) for backend in items)
+            case "server_names":
+                for user_id, names in items:
+                    self.server_names[user_id] = names if len(names) <= NAMES_IN_A_TUPLE else set(names)
+            case _:
+                self.identity.restore(section, items)
 
     def digest(self) -> str:
         """Equal on all routers at the same position."""

@@ -99,6 +99,13 @@ class TailMachine:
         self._target: Target | None = None
         self._buffer: dict[int, tuple[Recorded, Mapping[str, int]]] = {}
 
+    def distrust(self, age_s: float, now: float) -> None:
+        """Where it stands was the head `age_s` ago, and nothing was heard of since: Postgres is asked first."""
+        self.proof_at = now - age_s
+        self._heartbeat_at = self._poll_ok_at = now - HEARTBEAT_LOST_S - BEHIND_GRACE_S
+        self._next_poll_at = now
+        self._was_fed = False
+
     def mode(self, now: float) -> Mode:
         """`jetstream`: fed by it and told of the head. `pg_poll`: reads Postgres. `stale`: neither answers."""
         if now - self._heartbeat_at <= HEARTBEAT_LOST_S:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge
 
+from .machine import TailMachine
+
 STALENESS = Gauge(
     "orrery_tail_staleness_seconds", "Time since it was last proven that the projection misses nothing.", ["tail"]
 )
@@ -16,13 +18,20 @@ SKIPPED = Counter(
 )
 REPLAY_DURATION = Gauge("orrery_replay_duration_seconds", "Duration of the last rebuild.", ["tail"])
 REPLAY_EVENTS = Counter("orrery_replay_events", "Events applied in rebuilds.", ["tail"])
+RESTORED = Gauge(
+    "orrery_tail_restored", "1 while the projection is one from disk that nobody has confirmed since.", ["tail"]
+)
+SNAPSHOT_BYTES = Gauge("orrery_tail_snapshot_bytes", "Size of the projection's snapshot on disk.", ["tail"])
+SNAPSHOT_FAILURES = Counter("orrery_tail_snapshot_failures", "Snapshots that could not be written.", ["tail"])
 
 
-def update(tail: str, *, mode: str, position: int, lag: int, staleness_s: float, gaps: int) -> None:
+def update(tail: str, machine: TailMachine, now: float, *, gaps: int, restored: bool) -> None:
     """`gaps`: how many were found since the last update."""
-    STALENESS.labels(tail).set(staleness_s)
-    POSITION.labels(tail).set(position)
-    LAG.labels(tail).set(lag)
+    STALENESS.labels(tail).set(now - machine.proof_at)
+    POSITION.labels(tail).set(machine.position)
+    LAG.labels(tail).set(machine.lag)
     GAPS.labels(tail).inc(gaps)
+    RESTORED.labels(tail).set(restored)
+    mode = machine.mode(now)
     for other in ("jetstream", "pg_poll", "stale"):
-        MODE.labels(tail, other).set(1 if other == mode else 0)
+        MODE.labels(tail, other).set(other == mode)

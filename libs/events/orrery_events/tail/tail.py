@@ -17,16 +17,19 @@ from nats.aio.msg import Msg
 
 from .. import subjects
 from ..bus import Bus, Subscription
-from ..errors import LogUnavailable, UnknownEventType
+from ..errors import LogUnavailable
 from ..heartbeat import HEADS_HEADER, decode_heads, decode_heartbeat
 from ..projection import Projection
 from ..recorded import Recorded, from_message
-from ..registry import Event
 from ..tasks import end_tasks
 from . import metrics
 from .consumer import PushConsumer
-from .machine import READ_LIMIT, Mode, Step, TailMachine
+from .folding import Folding
+from .keeper import Keeper, Place
+from .machine import READ_LIMIT, Mode, Step
+from .rebuild import Built, from_log, new_machine
 from .waiting import Positions
+from .watching import Watcher, Watchers
 
 if TYPE_CHECKING:
     from ..log import EventLog
@@ -45,8 +48,6 @@ RESTART_S = 1.0
 CATCHERS_MAX = 10_000
 
 P = TypeVar("P", bound=Projection)
-Watcher = Callable[[Recorded, Event], None]
-
 _log = structlog.get_logger("orrery.tail")
 _READ_ERRORS = (LogUnavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
@@ -59,15 +60,17 @@ class Tail(Generic[P]):
     """
 
     def __init__(
-        self, log: EventLog, bus: Bus, factory: Callable[[], P], *, categories: Iterable[str], name: str
-    ) -> None:
+        self, log: EventLog, bus: Bus, factory: Callable[[], P], *, categories: Iterable[str], name: str,
+        place: Place | None = None,
+    ) -> None:  # fmt: skip
+        """`place`: where the projection, which must then be `Snapshotted`, is kept on disk."""
         self.state: P = factory()
         self.name = name
         self.categories = tuple(sorted(set(categories)))
         self._events = log
         self._bus = bus
         self._factory = factory
-        self._machine = self._new_machine(0, 0, {})
+        self._machine = new_machine(self.categories, 0, 0, {})
         self._built = False
         self._fault = "start"
         """Why a rebuild is due; empty when none is."""
@@ -78,13 +81,17 @@ class Tail(Generic[P]):
         self._heartbeats: Subscription | None = None
         self._ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._watchers: list[Watcher] = []
-        self._rebuild_watchers: list[Callable[[], None]] = []
+        self._watchers = Watchers(name)
         self._waiting = Positions()
         self._catchers: list[asyncio.Future[int]] = []
         self._detach: Callable[[], None] | None = None
         self._gaps_counted = 0
-        self._warned: set[str] = set()
+        self._folding = Folding(name)
+        self._keeper = Keeper(place, name, self.categories) if place else None
+        self._log_id = ""
+        self._confirmed = True
+        """False: the state is from disk, and whether it is of Postgres's log is not known yet."""
+        self._restored_proof_at: float | None = None
 
     @property
     def position(self) -> int:
@@ -109,14 +116,19 @@ class Tail(Generic[P]):
         """Seconds since it was last proven that nothing was missing."""
         return max(0.0, time.monotonic() - self._machine.proof_at)
 
+    @property
+    def restored(self) -> bool:
+        """True while `state` is one from disk that neither Postgres nor NATS has confirmed since."""
+        return self._restored_proof_at is not None
+
     async def start(self) -> None:
         """Rebuilds from `es.latest` (again and again while Postgres is away), then follows in the background. Returns
-        when `state` is at the head seen at start."""
+        when `state` is at the head seen at start, or is the one on disk because Postgres is away."""
         self._heartbeats = await self._bus.subscribe(subjects.HEAD, self._on_heartbeat)
         self._detach = self._bus.on_connect(self._on_connect)
         self._tasks = [
             asyncio.create_task(self._forever(run), name=f"tail-{self.name}-{run.__name__.strip('_')}")
-            for run in (self._work_log, self._work_consumer, self._tick)
+            for run in (self._work_log, self._work_consumer, self._tick, self._keep)
         ]
         self._log_work.set()
         await self._ready.wait()
@@ -134,6 +146,8 @@ class Tail(Generic[P]):
         if self._consumer is not None:
             await self._consumer.stop()
             self._consumer = None
+        if self._keeper is not None:
+            await self._keeper.end(self._standing)
         self._waiting.cancel()
         for future in self._catchers:
             future.cancel()
@@ -168,13 +182,11 @@ class Tail(Generic[P]):
 
     def subscribe(self, callback: Watcher) -> Callable[[], None]:
         """Calls back after each live event was applied (not in a rebuild). Returns the way to end that."""
-        self._watchers.append(callback)
-        return lambda: self._watchers.remove(callback)
+        return self._watchers.subscribe(callback)
 
     def on_rebuild(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls back after `state` was replaced. Returns the way to end that."""
-        self._rebuild_watchers.append(callback)
-        return lambda: self._rebuild_watchers.remove(callback)
+        return self._watchers.on_rebuild(callback)
 
     # What comes in
 
@@ -185,7 +197,7 @@ class Tail(Generic[P]):
         try:
             heartbeat = decode_heartbeat(message.data)
         except msgspec.MsgspecError:
-            self._skip("malformed heartbeat", "")
+            self._folding.skip("malformed heartbeat", "")
             return
         if self._built:
             self._do(self._machine.on_heartbeat(heartbeat, time.monotonic()))
@@ -199,7 +211,7 @@ class Tail(Generic[P]):
             recorded = from_message(headers, message.data)
             heads = decode_heads(headers[HEADS_HEADER])
         except (KeyError, ValueError):
-            self._skip("malformed message", message.subject)
+            self._folding.skip("malformed message", message.subject)
             self._do(self._machine.on_malformed(now))
             return
         self._do(self._machine.on_message(recorded, heads, now))
@@ -224,34 +236,11 @@ class Tail(Generic[P]):
         self._waiting.reach(self._machine.position)
 
     def _apply(self, recorded: Recorded) -> None:
-        event = self._fold(self.state, recorded)
-        if event is None:
-            return
-        for watcher in self._watchers[:]:
-            try:
-                watcher(recorded, event)
-            except Exception:  # noqa: BLE001 (a watcher's fault must not end the tail)
-                _log.exception("tail.watcher_failed", tail=self.name, type=recorded.type)
-
-    def _fold(self, state: P, recorded: Recorded) -> Event | None:
-        """Applies one event. One that cannot be understood is counted and skipped: serving goes on."""
-        try:
-            event = recorded.event()
-            state.apply(recorded, event)
-        except (UnknownEventType, msgspec.MsgspecError):
-            self._skip("unknown type", recorded.type)
-            return None
-        except Exception:  # noqa: BLE001 (a projection's fault must not end the tail)
-            metrics.SKIPPED.labels(self.name, "apply failed").inc()
-            _log.exception("tail.apply_failed", tail=self.name, type=recorded.type, position=recorded.position)
-            return None
-        return event
-
-    def _skip(self, reason: str, what: str) -> None:
-        metrics.SKIPPED.labels(self.name, reason).inc()
-        if what not in self._warned and len(self._warned) < 100:
-            self._warned.add(what)
-            _log.warning("tail.skipped", tail=self.name, reason=reason, what=what)
+        event = self._folding.apply(self.state, recorded)
+        if self._keeper is not None:
+            self._keeper.note(recorded)
+        if event is not None:
+            self._watchers.applied(recorded, event)
 
     # Postgres
 
@@ -268,9 +257,9 @@ class Tail(Generic[P]):
         self._log_work.clear()
         if self._fault:
             await self._rebuild()
-        if self._catchers or self._want_poll:
+        if self._catchers or self._want_poll or (self._want_read and not self._confirmed):
             await self._poll()
-        while self._want_read and not self._fault:
+        while self._want_read and self._confirmed and not self._fault:
             await self._read()
 
     async def _read(self) -> None:
@@ -297,8 +286,11 @@ class Tail(Generic[P]):
                 if not future.done():
                     future.set_exception(LogUnavailable(str(error)))
             return
-        seqs = {category: at.seq for category, at in head.categories.items()}
-        self._do(self._machine.on_head(head.epoch, head.position, seqs, asked_at=asked_at, now=time.monotonic()))
+        if head.system_id != self._log_id:
+            self._do(Step(rebuild="Postgres holds another log"))
+        else:
+            self._confirmed, now = True, time.monotonic()
+            self._do(self._machine.on_head(head.epoch, head.position, head.seqs(), asked_at=asked_at, now=now))
         if self._fault:
             # Positions of two epochs do not compare: whoever waits is answered after the rebuild.
             self._catchers += catchers
@@ -320,48 +312,53 @@ class Tail(Generic[P]):
             except _READ_ERRORS as error:
                 reason = str(error) or type(error).__name__
                 _log.warning("tail.rebuild_failed", tail=self.name, reason=reason, retry_s=round(delay_s, 1))
+                if not self._built and delay_s == REBUILD_RETRY_MIN_S and self._restore():
+                    return
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311
                 delay_s = min(delay_s * 2, REBUILD_RETRY_MAX_S)
             else:
                 return
 
     async def _rebuild_once(self) -> None:
-        started = time.monotonic()
-        state, count = self._factory(), 0
-        async with self._events.snapshot(self.categories) as snapshot:
-            head = snapshot.head
-            async for recorded in snapshot.latest():
-                self._fold(state, recorded)
-                count += 1
-        machine = self._new_machine(head.epoch, head.position, {c: at.seq for c, at in head.categories.items()})
-        while self._built and machine.epoch == self.epoch and machine.position < self._machine.position:
-            # Meanwhile the old state moved on; readers must never see time run backwards.
-            rows = await self._events.read_all(after_position=machine.position, limit=READ_LIMIT)
-            for recorded in machine.on_rows(rows, time.monotonic()).apply:
-                self._fold(state, recorded)
-            if not rows:
-                break
-        self.state, self._machine, self._fault, self._built = state, machine, "", True
+        def reached(epoch: int) -> int:
+            # Meanwhile the old state moves on; readers must never see time run backwards.
+            return self._machine.position if self._built and epoch == self.epoch else 0
+
+        state = self._factory()
+        built = await from_log(self._events, self.name, self.categories, state, self._folding, reached=reached)
+        self._confirmed, self._restored_proof_at = True, None
+        self._install(built)
+
+    def _restore(self) -> bool:
+        """Begins with what is on disk."""
+        built = self._keeper.restore(self._factory, self._folding) if self._keeper is not None else None
+        if built is None:
+            return False
+        self._confirmed, self._restored_proof_at = False, built.machine.proof_at
+        self._install(built)
+        return True
+
+    def _install(self, built: Built[P]) -> None:
+        """Readers see this state from now on."""
+        self.state, self._machine, self._log_id = built.state, built.machine, built.log_id
+        self._fault, self._built = "", True
         self._gaps_counted = 0
-        duration_s = time.monotonic() - started
-        metrics.REPLAY_DURATION.labels(self.name).set(duration_s)
-        metrics.REPLAY_EVENTS.labels(self.name).inc(count)
-        _log.info(
-            "tail.rebuilt", tail=self.name, position=machine.position, events=count, duration_s=round(duration_s, 3)
-        )
+        metrics.RESTORED.labels(self.name).set(self.restored)
+        if self._keeper is not None:
+            self._keeper.replaced()
         self._ready.set()
         self._consumer_work.set()
-        self._waiting.reach(machine.position)
-        for callback in self._rebuild_watchers[:]:
-            try:
-                callback()
-            except Exception:  # noqa: BLE001 (a watcher's fault must not end the tail)
-                _log.exception("tail.rebuild_watcher_failed", tail=self.name)
+        self._waiting.reach(self.position)
+        self._watchers.rebuilt()
 
-    def _new_machine(self, epoch: int, position: int, seqs: dict[str, int]) -> TailMachine:
-        return TailMachine(
-            self.categories, epoch=epoch, position=position, seqs=seqs, now=time.monotonic(), jitter=random.random
-        )
+    async def _keep(self) -> None:
+        if self._keeper is None:
+            await asyncio.Event().wait()
+        else:
+            await self._keeper.run(self._standing)
+
+    def _standing(self) -> Built[P]:
+        return Built(state=self.state, machine=self._machine, log_id=self._log_id)
 
     # NATS
 
@@ -395,12 +392,8 @@ class Tail(Generic[P]):
         if not self._bus.connected:
             machine.on_bus_lost(now)
         self._do(machine.on_tick(now))
+        if self._restored_proof_at is not None and machine.proof_at > self._restored_proof_at:
+            _log.info("tail.restored_confirmed", tail=self.name, position=machine.position)
+            self._restored_proof_at = None
         gaps, self._gaps_counted = machine.gaps - self._gaps_counted, machine.gaps
-        metrics.update(
-            self.name,
-            mode=machine.mode(now),
-            position=machine.position,
-            lag=machine.lag,
-            staleness_s=now - machine.proof_at,
-            gaps=gaps,
-        )
+        metrics.update(self.name, machine, now, gaps=gaps, restored=self.restored)
