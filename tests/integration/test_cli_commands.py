@@ -90,12 +90,13 @@ async def test_an_unreachable_database(tmp_path: Path) -> None:
             assert "cannot be used" in said
             assert "correct ORRERY_DATABASE_URL" in said
             assert "hidden-word" not in said
-        done = await orrery(
-            "serve", "api", ORRERY_DATABASE_URL=url, ORRERY_STARTUP_TIMEOUT_S="0.5", ORRERY_SECRET_KEY="x" * 32
-        )
-    assert done.returncode == 1
-    assert "correct ORRERY_DATABASE_URL" in done.stderr.splitlines()[-1]
-    assert "hidden-word" not in done.stderr + done.stdout
+        for args in (("api",), ("router", "--workers", "2")):
+            done = await orrery(
+                "serve", *args, ORRERY_DATABASE_URL=url, ORRERY_STARTUP_TIMEOUT_S="0.5", ORRERY_SECRET_KEY="x" * 32
+            )
+            assert done.returncode == 1
+            assert "correct ORRERY_DATABASE_URL" in done.stderr
+            assert "hidden-word" not in done.stderr + done.stdout
 
 
 async def test_a_wrong_database_password(tmp_path: Path, empty_database_url: str) -> None:
@@ -131,6 +132,7 @@ async def test_where_nothing_runs_that_is_said(tmp_path: Path) -> None:
 async def test_wrong_usage_has_its_own_code() -> None:
     assert (await orrery("serve", "teapot")).returncode == 2
     assert (await orrery("replay")).returncode == 2
+    assert "is for routers" in one_sentence(await orrery("serve", "api", "--workers", "2"), 2)
     assert (await orrery("up", "--port", "99999")).returncode == 2
 
 

@@ -121,6 +121,13 @@ class Settings(BaseSettings):
         description="Networks, separated by commas, of proxies in front of the routers whose X-Forwarded-* headers are "
         "believed, e.g. `10.0.0.0/8`; nobody's when empty.",
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that one router consists of, sharing its port: as many as it has cores. "
+        "`orrery up` has `--routers` instead.",
+    )
     head_bytes_max: int = Field(
         32 * 1024, ge=1024, le=1 << 20, description="Largest head of a request that a router takes; more is a 431."
     )

@@ -6,7 +6,8 @@
 `/status`   everything that `orrery status` shows, as JSON; with `?digest` also a digest of each projection.
 
 Codes name a runbook: ORR-DB-01 database unreachable, ORR-NATS-01 NATS unreachable, ORR-BUS-02 a consumer lags,
-ORR-RTR-03 the routing table is stale, ORR-LEASE-01 the lease is not being refreshed.
+ORR-RTR-03 the routing table is stale, ORR-LEASE-01 the lease is not being refreshed, ORR-WRK-01 no worker is ready,
+ORR-WRK-02 not every worker is.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Health:
         return CheckResult(name=name, code=code, required=required, ok=not message, message=message)
 
 
+Exposition = Callable[[], Awaitable[bytes]]
 StatusSource = Callable[[], dict[str, Any]]
 DigestSource = Callable[[], list[dict[str, Any]]]
 
@@ -98,10 +100,19 @@ DigestSource = Callable[[], list[dict[str, Any]]]
 class OpsServer:
     """The ops port. Started before anything else, so that a process that waits for Postgres can be asked why."""
 
-    def __init__(self, health: Health, status: StatusSource, digests: DigestSource = list) -> None:
+    def __init__(
+        self,
+        health: Health,
+        status: StatusSource,
+        digests: DigestSource = list,
+        *,
+        exposition: Exposition | None = None,
+    ) -> None:
+        """`exposition`: the page of metrics; this process's own unless given."""
         self._health = health
         self._status = status
         self._digests = digests
+        self._exposition = exposition or self._own_metrics
         self._runner: web.AppRunner | None = None
         self.url = ""
 
@@ -136,8 +147,11 @@ class OpsServer:
         return web.Response(status=200 if ready else 503, text=text)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=await self._exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def _own_metrics(self) -> bytes:
         self._status()  # brings the gauges of tails up to date
-        return web.Response(body=metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
+        return metrics.exposition()
 
     async def _get_status(self, request: web.Request) -> web.Response:
         checks = [msgspec.structs.asdict(result) for result in await self._health.results()]

@@ -6,21 +6,36 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 from .startup import require_writable
-
-if TYPE_CHECKING:
-    from .process import Process
 
 FIELDS: Final = ("service", "slot", "instance", "pid", "url", "ops_url", "version", "started_at")
 """Of /status. No secret is among them."""
 
 
+class Described(Protocol):
+    """A process that can say what it is."""
+
+    slot: str
+    instance_id: str
+
+    def status(self) -> dict[str, Any]: ...
+
+
+def read_run_file(run_dir: Path, slot: str) -> dict[str, Any]:
+    """What the process in a slot wrote; nothing when it has not, or has ended."""
+    with suppress(OSError, ValueError):
+        body = json.loads((run_dir / f"{slot}.json").read_text())
+        if isinstance(body, dict):
+            return body
+    return {}
+
+
 class RunFile:
     """The file of one process. Raises StartupError when its folder cannot be written."""
 
-    def __init__(self, run_dir: Path, process: Process) -> None:
+    def __init__(self, run_dir: Path, process: Described) -> None:
         require_writable(run_dir, "run_dir")
         self._process = process
         self._path = run_dir / f"{process.slot}.json"

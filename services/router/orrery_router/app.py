@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from functools import partial
 from typing import Final
@@ -13,10 +14,12 @@ from orrery_events.recorded import Recorded
 from orrery_events.registry import Event
 from orrery_events.tail import Tail
 from orrery_runtime import telemetry
-from orrery_runtime.errors import StartupError
+from orrery_runtime.config import Settings
+from orrery_runtime.errors import ConfigError, StartupError
 from orrery_runtime.identity import Verifier
 from orrery_runtime.process import Process, run
 from orrery_runtime.snapshots import may_start_alone, place_of
+from orrery_runtime.workers import run_workers
 
 from .dataplane.limits import Limits
 from .dataplane.server import DataPlane
@@ -101,4 +104,15 @@ async def body(process: Process) -> None:
 
 
 def main() -> int:
-    return run(SERVICE, body, may_start_alone=partial(may_start_alone, SERVICE))
+    try:
+        settings = Settings.load()
+    except ConfigError as error:
+        sys.stderr.write(f"orrery {SERVICE}: {error}\n")
+        return 1
+    if settings.workers > 1:
+        return run_workers(SERVICE, settings, [sys.executable, "-P", "-m", "orrery_router.app"])
+    return run(SERVICE, body, settings=settings, may_start_alone=partial(may_start_alone, SERVICE))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

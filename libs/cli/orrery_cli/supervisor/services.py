@@ -94,6 +94,7 @@ class Services:
             "ORRERY_DATA_DIR": str(data_dir.path),
             "ORRERY_RUN_DIR": str(data_dir.run),
             "ORRERY_DEATH_FD": str(self._death_fd),
+            "ORRERY_WORKERS": "1",
         }
         files = {
             "database_url": backends.database_url_file,
