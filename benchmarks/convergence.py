@@ -1,11 +1,11 @@
-"""From an append to the routing tables of two routers, at a steady rate on the whole platform.
+"""From an append to the routing tables of four routers, at a steady rate on the whole platform.
 
-    python -m benchmarks.convergence [--rate 200] [--seconds 20] [--rounds 5]
+    python -m benchmarks.convergence [--rate 500] [--routers 4] [--routes 10000] [--seconds 20] [--rounds 5]
 
-Runs `orrery up` and appends `route.set` events from outside, one append each, evenly spaced. Two figures: how long an
-append took to be acknowledged, and how long after it was recorded each router had it in its table (the routers' own
-histogram, `orrery_route_convergence_seconds`; within a bucket the quantile is interpolated). Of the two routers the
-slower one counts.
+Runs `orrery up`, sets the routes that are to be there already, and appends `route.set` events from outside, one append
+each, evenly spaced. Three figures: how long an append took to be acknowledged; how long after it was recorded each
+router had it in its table (the routers' own histogram, `orrery_route_convergence_seconds`; within a bucket the quantile
+is interpolated; of the routers the slowest one counts); and the processor time that each process spent on one event.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 import aiohttp
+import psutil
 
 from benchmarks import report
 from orrery_cli.datadir import DataDir
@@ -30,6 +31,7 @@ from tests.support.platform import Platform
 
 BUCKET = re.compile(r'orrery_route_convergence_seconds_bucket\{le="([^"]+)"\} (\S+)')
 SETTLE_S = 3.0
+AT_ONCE = 500
 WARM_UP = 200
 SHARES = (50, 95, 99)
 
@@ -45,6 +47,17 @@ async def buckets(platform: Platform) -> dict[str, dict[float, float]]:
     return found
 
 
+async def processor_s(platform: Platform) -> dict[str, float]:
+    """Processor time that each process has used so far, children included; `bench` is this one."""
+    used = {"bench": sum(psutil.Process().cpu_times()[:2])}
+    for row in await platform.status():
+        if row["pid"]:
+            process = psutil.Process(row["pid"])
+            family = [process, *process.children(recursive=True)]
+            used[row["slot"]] = sum(sum(one.cpu_times()[:2]) for one in family)
+    return used
+
+
 def quantile(before: dict[float, float], after: dict[float, float], share: float) -> float:
     """Interpolated, in milliseconds."""
     counts = {le: after[le] - before.get(le, 0.0) for le in sorted(after)}
@@ -55,6 +68,21 @@ def quantile(before: dict[float, float], after: dict[float, float], share: float
             return 1000 * (lower + (min(le, 5.0) - lower) * (wanted - below) / max(1e-9, count - below))
         lower, below = le, count
     return float("inf")
+
+
+async def fill(log: EventLog, routes: int) -> None:
+    """Routes of other people, which are there before and do not change."""
+    events = []
+    for number in range(routes):
+        prefix = f"/user/person-{number}/"
+        events.append(
+            RouteSet(
+                route_id=route_id_of(prefix), prefix=prefix, target=f"http://127.0.0.1:{10_000 + number % 50_000}",
+                owner_id=f"person-{number}", owner_name=f"person-{number}", server_id=new_id(), generation=1,
+            )
+        )  # fmt: skip
+    for start in range(0, routes, AT_ONCE):
+        await log.append(server_stream(new_id()), events[start : start + AT_ONCE])
 
 
 async def append_steadily(log: EventLog, rate: float, count: int) -> list[float]:
@@ -81,21 +109,25 @@ async def append_steadily(log: EventLog, rate: float, count: int) -> list[float]
 
 
 async def one_round(platform: Platform, log: EventLog, rate: float, seconds: float) -> dict[str, dict[str, float]]:
-    before = await buckets(platform)
+    before, used_before = await buckets(platform), await processor_s(platform)
     took = await append_steadily(log, rate, int(rate * seconds))
     await asyncio.sleep(SETTLE_S)
-    after = await buckets(platform)
+    after, used = await buckets(platform), await processor_s(platform)
     tables = [
         {f"p{share}": quantile(before[slot], after[slot], share / 100) for share in SHARES} for slot in sorted(after)
     ]
     return {
         "acknowledged_ms": {f"p{share}": round(report.quantile(took, share / 100), 2) for share in SHARES},
         "in_every_table_ms": {q: round(max(table[q] for table in tables), 2) for q in tables[0]},
+        "processor_ms_per_event": {
+            slot: round(1000 * (used[slot] - used_before[slot]) / len(took), 3) for slot in used
+        },
     }
 
 
-async def measure(rate: float, seconds: float, rounds: int) -> dict[str, Any]:
-    platform = Platform()
+async def measure(given: argparse.Namespace) -> dict[str, Any]:
+    rate, seconds = given.rate, given.seconds
+    platform = Platform(routers=given.routers)
     try:
         await platform.start()
         secrets = DataDir(platform.data_dir)
@@ -106,25 +138,29 @@ async def measure(rate: float, seconds: float, rounds: int) -> dict[str, Any]:
         pool = await create_pool(secrets.secret("database_url"), application_name="bench")
         log = EventLog(pool, producer="bench", nudge=bus.nudge)
         await log.start()
+        await fill(log, given.routes)
         await append_steadily(log, rate, WARM_UP)
         await asyncio.sleep(SETTLE_S)
-        taken = [await one_round(platform, log, rate, seconds) for _ in range(rounds)]
+        taken = [await one_round(platform, log, rate, seconds) for _ in range(given.rounds)]
         await log.close()
         await pool.close()
         await bus.stop()
     finally:
         await asyncio.to_thread(platform.stop)
     medians = {what: {q: statistics.median(one[what][q] for one in taken) for q in taken[0][what]} for what in taken[0]}
-    return {"rate_per_s": rate, "events": int(rate * seconds) * rounds, **medians, "rounds": taken}
+    shape = {"rate_per_s": rate, "routers": given.routers, "routes": given.routes}
+    return {**shape, "events": int(rate * seconds) * given.rounds, **medians, "rounds": taken}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rate", type=float, default=200.0)
+    parser.add_argument("--rate", type=float, default=500.0)
+    parser.add_argument("--routers", type=int, default=4)
+    parser.add_argument("--routes", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    report.write("convergence", asyncio.run(measure(given.rate, given.seconds, given.rounds)))
+    report.write("convergence", asyncio.run(measure(given)))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ ROUTES: Final = Gauge("orrery_router_routes", "Routes in the table.")
 
 async def body(process: Process) -> None:
     settings, bounds = process.settings, Limits.of(process.settings)
+    tracing = bool(settings.otlp_endpoint)
     try:
         trusted_proxies = networks_of(settings.trusted_proxies)
     except ValueError as error:
@@ -49,7 +50,7 @@ async def body(process: Process) -> None:
     tail = Tail(
         process.events,
         process.bus,
-        partial(RouterState, keeps_traces=bool(settings.otlp_endpoint)),
+        partial(RouterState, keeps_traces=tracing),
         categories=CATEGORIES,
         name="router",
         place=place_of(SERVICE, settings),
@@ -63,9 +64,10 @@ async def body(process: Process) -> None:
         age_s = max(0.0, time.time() - recorded.recorded_at)
         CONVERGENCE.observe(age_s)
         ROUTES.set(len(tail.state.table))
-        name = "install route" if isinstance(event, RouteSet) else "remove route"
-        with telemetry.processing(name, recorded.meta, age_s=age_s, attributes={"orrery.route.lag_s": age_s}):
-            pass
+        if tracing:
+            name = "install route" if isinstance(event, RouteSet) else "remove route"
+            with telemetry.processing(name, recorded.meta, age_s=age_s, attributes={"orrery.route.lag_s": age_s}):
+                pass
 
     tail.subscribe(installed)
     tail.on_rebuild(lambda: ROUTES.set(len(tail.state.table)))
@@ -79,7 +81,7 @@ async def body(process: Process) -> None:
         port=settings.port,
         public_url=settings.public_url,
         bounds=bounds,
-        tracing=bool(settings.otlp_endpoint),
+        tracing=tracing,
     )
     plane = DataPlane(
         gateway,
