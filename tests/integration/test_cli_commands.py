@@ -90,9 +90,9 @@ async def test_an_unreachable_database(tmp_path: Path) -> None:
             assert "cannot be used" in said
             assert "correct ORRERY_DATABASE_URL" in said
             assert "hidden-word" not in said
-        for args in (("api",), ("router", "--workers", "2")):
+        for service in (["api"], ["router", "--workers", "2"]):
             done = await orrery(
-                "serve", *args, ORRERY_DATABASE_URL=url, ORRERY_STARTUP_TIMEOUT_S="0.5", ORRERY_SECRET_KEY="x" * 32
+                "serve", *service, ORRERY_DATABASE_URL=url, ORRERY_STARTUP_TIMEOUT_S="0.5", ORRERY_SECRET_KEY="x" * 32
             )
             assert done.returncode == 1
             assert "correct ORRERY_DATABASE_URL" in done.stderr
