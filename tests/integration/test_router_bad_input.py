@@ -203,7 +203,7 @@ async def drip(writer: asyncio.StreamWriter, text: str) -> None:
         ("two-lengths", 502, "not valid HTTP"),
         ("split", 502, "not valid HTTP"),
         ("big", 502, "too large"),
-        ("silent", 504, "did not answer in time"),
+        ("silent", 503, "did not answer in time"),
     ],
 )
 async def test_servers_that_do_not_answer_well(bench: Bench, how: str, status: int, says: str) -> None:

@@ -94,11 +94,11 @@ def test_access(who: Principal | None, policy: str, verdict: str) -> None:
 def test_what_a_trusted_proxy_says() -> None:
     said = [(b"X-Forwarded-For", b"1.1.1.1"), (b"x-forwarded-for", b"2.2.2.2"), (b"X-Forwarded-Proto", b"https"),
             (b"X-Forwarded-Host", b"hub.example.org:8443, inner")]  # fmt: skip
-    stranger = passing.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=False), b"8000")
+    stranger = passing.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=False, port=b"8000"))
     assert stranger == passing.Came(b"9.9.9.9", b"http", b"inner:1", b"8000")
-    proxy = passing.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=True), b"8000")
+    proxy = passing.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=True, port=b"8000"))
     assert proxy == passing.Came(b"1.1.1.1, 2.2.2.2, 9.9.9.9", b"https", b"hub.example.org:8443", b"8443")
-    assert passing.came_from([], b"x", Peer("9.9.9.9", trusted=True), b"8000").port == b"80"
+    assert passing.came_from([], b"x", Peer("9.9.9.9", trusted=True, port=b"8000")).port == b"80"
     assert passing.same_origin(b"https://HUB.example.org:8443", proxy)
     assert not passing.same_origin(b"http://hub.example.org:8443", proxy)
     assert not passing.same_origin(b"https://hub.example.org", proxy)

@@ -147,7 +147,7 @@ def test_a_new_field_has_its_default_and_a_broken_item_is_refused(path: Path) ->
         """As a release wrote it whose backends knew less."""
 
         def sections(self) -> dict[str, list[object]]:
-            backend = {"slot": "api-1", "instance_id": "i", "service": "api", "host": "h", "port": self.port}
+            backend = {"slot": "api-1", "instance_id": "i", "service": "api", "target": ["h", self.port]}
             return {"backends": [backend], "of_a_later_release": [1, 2]}
 
         port: object = 1

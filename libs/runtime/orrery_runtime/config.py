@@ -116,10 +116,43 @@ class Settings(BaseSettings):
     )
     activity_interval_s: PositiveSeconds = Field(30.0, description="How often routers report which servers were used.")
 
+    listen: str = Field(
+        "",
+        description="What a router listens on, URLs separated by commas: `http://[::]:8000` (IPv4, too), "
+        "`https://0.0.0.0:8443`, `http+unix://%2Frun%2Forrery%2F{slot}.sock?mode=660`, each with `?proxy_protocol=on` "
+        "(or `off`) if it differs from the setting; `host` and `port` (by TLS if there is a certificate) when empty.",
+    )
+    tls_cert_files: str = Field(
+        "",
+        description="PEM files, separated by commas, each with a certificate and its chain; the name that a client "
+        "asks for chooses, the first is for everybody else. Read again when they change.",
+    )
+    tls_key_files: str = Field(
+        "",
+        description="PEM files with the private keys, in the same order; in the certificates' files when empty.",
+    )
+    tls_client_ca_file: Path | None = Field(
+        None, description="CA that clients' certificates must be signed by; clients need none when not set."
+    )
+    tls_handshake_timeout_s: PositiveSeconds = Field(10.0, description="Longest TLS handshake with a client.")
+    hsts_max_age_s: int = Field(
+        0, ge=0, description="`Strict-Transport-Security` of everything that is answered by TLS; none when 0."
+    )
+    redirect_port: Port = Field(
+        0, description="Port on `host` where a router answers HTTP by redirecting to HTTPS; none when 0."
+    )
+    redirect_to_port: Port = Field(
+        0, description="Port that is redirected to; that of `public_url`, or else of the first HTTPS listener, when 0."
+    )
+    proxy_protocol: bool = Field(
+        False,
+        description="Every connection to a router begins with a PROXY protocol header (version 1 or 2) and comes from "
+        "one of `trusted_proxies`; others are closed.",
+    )
     trusted_proxies: str = Field(
         "",
         description="Networks, separated by commas, of proxies in front of the routers whose X-Forwarded-* headers are "
-        "believed, e.g. `10.0.0.0/8`; nobody's when empty.",
+        "believed, e.g. `10.0.0.0/8`; `unix` is whoever may open a unix socket; nobody's when empty.",
     )
     workers: int = Field(
         1,
@@ -149,6 +182,21 @@ class Settings(BaseSettings):
     )
     upstream_response_timeout_s: PositiveSeconds = Field(
         3600.0, description="How long a router waits for the first byte of a server's answer; long polls take theirs."
+    )
+
+    upstream_ca_file: Path | None = Field(
+        None, description="CA that the certificates of `https://` targets must be signed by; the system's when not set."
+    )
+    upstream_cert_file: Path | None = Field(
+        None, description="PEM file with the certificate that a router shows to `https://` targets; none when not set."
+    )
+    upstream_key_file: Path | None = Field(
+        None, description="PEM file with its private key; in the certificate's file when not set."
+    )
+    upstream_insecure: bool = Field(
+        False,
+        description="Takes any certificate of an `https://` target: whoever is in between can read and change "
+        "everything.",
     )
 
     spawn_slots: int = Field(

@@ -21,11 +21,14 @@ from orrery_runtime.process import Process, run
 from orrery_runtime.snapshots import may_start_alone, place_of
 from orrery_runtime.workers import run_workers
 
+from .dataplane.addresses import Address, addresses_of
+from .dataplane.arrival import Trust
 from .dataplane.limits import Limits
+from .dataplane.redirect import Redirector, https_port
 from .dataplane.server import DataPlane
+from .dataplane.tls import server_tls, upstream_tls
 from .gateway import Gateway
 from .handlers import Activity
-from .passing import networks_of
 from .projections import CATEGORIES, RouterState
 
 SERVICE: Final = "router"
@@ -44,9 +47,10 @@ async def body(process: Process) -> None:
     settings, bounds = process.settings, Limits.of(process.settings)
     tracing = bool(settings.otlp_endpoint)
     try:
-        trusted_proxies = networks_of(settings.trusted_proxies)
+        trust = Trust(settings.trusted_proxies)
     except ValueError as error:
         raise StartupError(f"ORRERY_TRUSTED_PROXIES is not usable: {error}") from None
+    addresses = addresses_of(settings, process.slot)
     tail = Tail(
         process.events,
         process.bus,
@@ -78,7 +82,6 @@ async def body(process: Process) -> None:
         Verifier(lambda: tail.state.identity),
         process.secrets,
         base_url=settings.base_url,
-        port=settings.port,
         public_url=settings.public_url,
         bounds=bounds,
         tracing=tracing,
@@ -89,17 +92,20 @@ async def body(process: Process) -> None:
         lambda: tail.catch_up(CATCH_UP_S),
         base_url=settings.base_url,
         bounds=bounds,
-        trusted_proxies=trusted_proxies,
+        upstream_tls=upstream_tls(settings),
+        trust=trust,
+        tls=server_tls(settings),
+        tls_handshake_timeout_s=settings.tls_handshake_timeout_s,
+        hsts_max_age_s=settings.hsts_max_age_s,
     )
-    try:
-        port = await plane.listen(settings.host, settings.port)
-    except OSError as error:
-        raise StartupError(
-            f"port {settings.port} on {settings.host} cannot be used ({error.strerror}): choose another by ORRERY_PORT"
-        ) from None
+    places = await plane.listeners.open(addresses, plane.serve)
+    if settings.redirect_port:
+        port = https_port(settings, places)
+        redirecting = Address(host=settings.host, port=settings.redirect_port, proxy_protocol=settings.proxy_protocol)
+        await plane.listeners.open([redirecting], lambda _arrival, _peer: Redirector(plane, port))
     process.task("clock", plane.run)
     process.task("activity", activity.run)
-    await process.register(f"http://{settings.host}:{port}", lease_loss="renew")
+    await process.register(places[0].url, lease_loss="renew")
     await process.run_until_stopped()
     await plane.drain(settings.drain_timeout_s)
     await activity.flush(resolution_s=0.0)

@@ -16,6 +16,9 @@ import msgspec
 from orrery_events.catalog.route import RouteSet
 from orrery_events.principal import Principal
 
+from . import target as targets
+from .target import Target
+
 SEGMENTS_MAX: Final = 64
 """Deepest prefix that is looked for."""
 
@@ -106,6 +109,23 @@ def _text(raw: bytes) -> str:
         raise BadPath("the path is not UTF-8") from None
 
 
+class Options(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What few routes have."""
+
+    tls: bool = False
+    """The target is spoken to by TLS."""
+    socket_path: str = ""
+    """The target is a unix socket."""
+    prepend: str = ""
+    """Path that is put before what is forwarded; no trailing slash."""
+    identity_headers: bool = False
+    connect_timeout_s: float = 0.0
+    """0: the router's own."""
+    response_timeout_s: float = 0.0
+    """0: the router's own."""
+    rewrite_location: bool = False
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where requests below a prefix go. There may be a hundred thousand: what can be derived is not stored, and strings
     that many of them have are one object (`slim`)."""
@@ -129,25 +149,37 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Number of segments of the prefix."""
     traceparent: str = ""
     """Of the append that set it."""
+    options: Options | None = None
+    """None for nearly all."""
 
     @property
-    def target(self) -> tuple[str, int]:
-        return (self.target_host, self.target_port)
+    def target(self) -> Target:
+        options = self.options or NO_OPTIONS
+        return Target(self.target_host, self.target_port, options.tls, options.socket_path)
+
+
+NO_OPTIONS: Final = Options()
 
 
 def route_of(event: RouteSet, *, traceparent: str = "") -> Route:
-    """Raises ValueError for a place that can never be found and for a target that is no `http://host:port`."""
-    scheme, _, rest = event.target.partition("://")
-    host, _, port = rest.rstrip("/").rpartition(":")
-    if scheme != "http" or not host or not port.isdigit():
-        raise ValueError(f"target {event.target!r} is not http://host:port")
+    """Raises ValueError for a place that can never be found and for a target that cannot be understood."""
+    target, prepend = targets.parse(event.target)
     if not is_place(event.host, event.prefix):
         raise ValueError(f"host {event.host!r}, prefix {event.prefix!r} is no place in the table")
+    options = Options(
+        tls=target.tls,
+        socket_path=target.socket_path,
+        prepend=prepend,
+        identity_headers=event.identity_headers,
+        connect_timeout_s=max(0.0, event.connect_timeout_s),
+        response_timeout_s=max(0.0, event.response_timeout_s),
+        rewrite_location=event.rewrite_location,
+    )
     return Route(
         prefix=event.prefix,
         host=event.host,
-        target_host=host.strip("[]"),
-        target_port=int(port),
+        target_host=target.host,
+        target_port=target.port,
         policy=event.policy,
         owner_id=event.owner_id,
         owner_name=event.owner_name,
@@ -159,6 +191,7 @@ def route_of(event: RouteSet, *, traceparent: str = "") -> Route:
         secret_prefix=event.secret_prefix,
         depth=event.prefix.count("/") - 1,
         traceparent=traceparent,
+        options=None if options == NO_OPTIONS else options,
     )
 
 

@@ -26,7 +26,8 @@ from . import domain, passing
 from .dataplane import limits
 from .dataplane.head import SAFE, UNNAMED_HOST, BadRequest, Head, framing, lines_of
 from .dataplane.limits import Limits
-from .domain import BadPath, Path, Route
+from .domain import NO_OPTIONS, BadPath, Path, Route
+from .location import Location
 from .passing import Peer
 from .plan import Leave, Miss, Plan, Way
 from .projections import RouterState
@@ -43,7 +44,6 @@ class Gateway:
         secrets: Secrets,
         *,
         base_url: str,
-        port: int,
         public_url: str,
         bounds: Limits,
         tracing: bool,
@@ -52,7 +52,6 @@ class Gateway:
         self._base_url, self._bounds = base_url, bounds
         self.replies = Replies(base_url)
         self._public_origin = passing.origin_of(public_url)
-        self._port = str(port).encode()
         self._tracing = tracing
         self._edge_line = f"{EDGE_HEADER}: {secrets.edge_proof}\r\n".encode()
         self._turn = 0
@@ -60,7 +59,7 @@ class Gateway:
         self._request_prefix, self._asked = new_id()[:-8], 0
         self._control_way = Way(
             trusted=True, server_id="", kind="control", response_timeout_s=limits.CONTROL_RESPONSE_TIMEOUT_S,
-            body_bytes_max=limits.CONTROL_BODY_BYTES_MAX, secret_header=b"",
+            body_bytes_max=limits.CONTROL_BODY_BYTES_MAX, secret_header=b"", targets=[],
         )  # fmt: skip
 
     def decide(self, head: Head, peer: Peer, *, last_look: bool, proven: bool = True) -> Plan | Reply | Miss:
@@ -153,18 +152,20 @@ class Gateway:
             target = passing.query_without_tokens(target)
         if route.strip_prefix:
             target = _stripped(target, len(self._base_url) - 1, route.depth)
+        if route.options is not None and route.options.prepend:
+            target = route.options.prepend.encode() + target
         span, lines = None, leave.lines
         if self._tracing:
             span, traced = self._span(head, f"{head.method.decode()} {self._base_url}user/*", route)
             lines += traced
-        return Plan([route.target], self._request(head, target, lines, request_id), leave.way, request_id, span)
+        return Plan(leave.way.targets, self._request(head, target, lines, request_id), leave.way, request_id, span)
 
     def _judge(
         self, head: Head, path: Path, route: Route, peer: Peer, request_id: str, *, last_look: bool
     ) -> Leave | Reply | Miss:  # fmt: skip
         """Who asks, and whether they may. Raises BadRequest."""
         known: Principal | None = None
-        if route.policy != "public":
+        if route.policy != "public" or (route.options is not None and route.options.identity_headers):
             principal = self._principal(head)
             if principal is None and not last_look:
                 return Miss()
@@ -190,20 +191,31 @@ class Gateway:
             identity.version,
             until,
             self._way_of(route),
-            self._lines_for(head, route, peer),
+            self._lines_for(head, route, peer, visitor=known),
         )
 
     def _way_of(self, route: Route) -> Way:
+        options, location = route.options or NO_OPTIONS, None
+        if options.rewrite_location:
+            prefix = self._public_prefix(route) if route.strip_prefix else b""
+            location = Location(route.target, prepend=options.prepend, prefix=prefix)
         return Way(
             trusted=False,
             server_id=route.server_id,
             kind="server",
-            response_timeout_s=self._bounds.response_timeout_s,
+            response_timeout_s=options.response_timeout_s or self._bounds.response_timeout_s,
             body_bytes_max=self._bounds.body_bytes_max,
             secret_header=route.secret_header.encode(),
+            targets=[route.target],
+            connect_timeout_s=options.connect_timeout_s,
+            location=location,
         )
 
-    def _lines_for(self, head: Head, route: Route, peer: Peer) -> bytes:
+    def _public_prefix(self, route: Route) -> bytes:
+        """As a browser spells it, base URL included."""
+        return self._base_url.encode()[:-1] + quote(route.prefix).encode()
+
+    def _lines_for(self, head: Head, route: Route, peer: Peer, *, visitor: Principal | None) -> bytes:
         """The header lines for a user's server, its own secret among them."""
         name = route.secret_header.encode()
         lines = self._lines(head, passing.for_user_server(head.fields.headers, secret_header=name))
@@ -212,8 +224,9 @@ class Gateway:
             secret = self._secret_of(route.server_id, route.generation)
             lines += f"{route.secret_header}: {route.secret_prefix}{secret}\r\n".encode()
         if route.strip_prefix:
-            prefix = self._base_url.encode()[:-1] + quote(route.prefix).encode()
-            lines += b"X-Forwarded-Prefix: %b\r\n" % prefix
+            lines += b"X-Forwarded-Prefix: %b\r\n" % self._public_prefix(route)
+        if visitor is not None and route.options is not None and route.options.identity_headers:
+            lines += passing.identity_of(visitor)
         return lines
 
     def _no_route(self, head: Head, path: Path, request_id: str, *, proven: bool) -> Reply:  # noqa: PLR0911
@@ -255,7 +268,7 @@ class Gateway:
         """A server trusts our secret instead of the browser's cookies, so that its own defence against other sites'
         requests does not work; this is it. Raises BadRequest."""
         origin = head.get(b"origin")
-        came = passing.came_from(head.fields.headers, head.host, peer, self._port)
+        came = passing.came_from(head.fields.headers, head.host, peer)
         if origin and origin.lower() != self._public_origin and not passing.same_origin(origin, came):
             raise BadRequest(403, "This request comes from a page of another site.")
 
@@ -272,10 +285,10 @@ class Gateway:
 
     def _forwarded(self, head: Head, peer: Peer) -> bytes:
         """Where the request came from."""
-        came = passing.came_from(head.fields.headers, head.host, peer, self._port)
-        lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\n" % (
-            came.addresses, came.scheme, came.port,
-        )  # fmt: skip
+        came = passing.came_from(head.fields.headers, head.host, peer)
+        lines = b"X-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\n" % (came.scheme, came.port)
+        if came.addresses:
+            lines += b"X-Forwarded-For: %b\r\n" % came.addresses
         return lines + b"X-Forwarded-Host: %b\r\n" % came.host if came.host else lines
 
     def _request(self, head: Head, target: bytes, lines: bytes, request_id: str) -> bytes:

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from orrery_events.principal import SESSION_COOKIE, TOKEN_PREFIX
+from orrery_events.principal import SESSION_COOKIE, TOKEN_PREFIX, Principal
 
 Header = tuple[bytes, bytes]
 """Name as sent, value."""
@@ -75,13 +75,19 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
     """The other end of a client's connection."""
 
     address: str
+    """Empty if it came by a unix socket."""
     trusted: bool
     """A proxy in front of us, whose word about where a request came from is believed."""
+    secure: bool = False
+    """It came by TLS."""
+    port: bytes = b""
+    """That it connected to; empty for a unix socket."""
+    place: str = ""
+    """Equal for connections of whose requests the same is said."""
 
-    @property
-    def place(self) -> str:
-        """Equal for connections from the same place."""
-        return self.address
+    def __post_init__(self) -> None:
+        place = f"{self.address} {self.port.decode()} {self.secure:d}{self.trusted:d}"
+        msgspec.structs.force_setattr(self, "place", place)
 
 
 class Came(msgspec.Struct, frozen=True):
@@ -93,24 +99,31 @@ class Came(msgspec.Struct, frozen=True):
     port: bytes
 
 
-def came_from(headers: Iterable[Header], host: bytes, peer: Peer, port: bytes) -> Came:
+def came_from(headers: Iterable[Header], host: bytes, peer: Peer) -> Came:
     """What we saw ourselves, or what a trusted proxy says that it saw."""
     address = peer.address.encode()
+    scheme = b"https" if peer.secure else b"http"
     if not peer.trusted:
-        return Came(address, b"http", host, port)
+        return Came(address, scheme, host, peer.port or _port_of(host, scheme))
     said: dict[bytes, bytes] = {}
     for name, value in headers:
         lower = name.lower()
         if lower in OURS_TO_SET:
             said[lower] = said[lower] + b", " + value if lower in said else value
-    scheme = b"https" if _first(said.get(b"x-forwarded-proto", b"")).lower() == b"https" else b"http"
+    said_scheme = _first(said.get(b"x-forwarded-proto", b"")).lower()
+    if said_scheme:
+        scheme = b"https" if said_scheme == b"https" else b"http"
     host = _first(said.get(b"x-forwarded-host", b"")) or host
-    named = host.rpartition(b":")[2]
-    default = b"443" if scheme == b"https" else b"80"
     said_port = _first(said.get(b"x-forwarded-port", b""))
-    port = said_port if said_port.isdigit() else named if b":" in host and named.isdigit() else default
+    port = said_port if said_port.isdigit() else _port_of(host, scheme)
     before = said.get(b"x-forwarded-for", b"")
-    return Came(before + b", " + address if before else address, scheme, host, port)
+    return Came(b", ".join(part for part in (before, address) if part), scheme, host, port)
+
+
+def _port_of(host: bytes, scheme: bytes) -> bytes:
+    """Of a Host header: the one that it names, or else the scheme's."""
+    named = host.rpartition(b":")[2]
+    return named if b":" in host and named.isdigit() else b"443" if scheme == b"https" else b"80"
 
 
 def _first(value: bytes) -> bytes:
@@ -209,6 +222,15 @@ def _without_credentials(lower: bytes, value: bytes) -> bytes:
     if lower == b"cookie":
         return cookies_without(value, PLATFORM_COOKIES)
     return b"" if TOKEN_BYTES in (unquote_to_bytes(value) if lower == b"referer" else value) else value
+
+
+def identity_of(visitor: Principal) -> bytes:
+    """Who the visitor is, as header lines for a server that asks for it. Nobody else's of these names ever arrive."""
+    return b"X-Orrery-User: %b\r\nX-Orrery-User-Id: %b\r\nX-Orrery-Admin: %b\r\n" % (
+        visitor.name.encode(),
+        visitor.user_id.encode(),
+        b"true" if visitor.admin else b"false",
+    )
 
 
 def for_control_plane(headers: Iterable[Header]) -> list[Header]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 from opentelemetry.trace import Span
 
-from .dataplane.upstream import Target
 from .domain import Route
+from .location import Location
+from .target import Target
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -23,6 +24,12 @@ class Way(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """0: without limit."""
     secret_header: bytes
     """Carries the server's secret; nobody else's header may have that name."""
+    targets: list[Target]
+    """Where requests go that have no choice; never changed in place."""
+    connect_timeout_s: float = 0.0
+    """0: as the settings say."""
+    location: Location | None = None
+    """How redirects are put right; None: they are passed on as they are."""
 
 
 class Plan(msgspec.Struct, gc=False):

@@ -17,8 +17,10 @@ from orrery_events.registry import Event
 from orrery_runtime.identity import CATEGORIES as IDENTITY_CATEGORIES
 from orrery_runtime.identity import IdentityState
 
+from . import target as targets
 from .domain import Route, route_of, slim
 from .table import Table
+from .target import Target
 
 CATEGORIES = (*IDENTITY_CATEGORIES, "route", "instance", "server")
 
@@ -33,13 +35,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     slot: str
     instance_id: str
     service: str
-    host: str
-    port: int
+    target: Target
     draining: bool = False
-
-    @property
-    def target(self) -> tuple[str, int]:
-        return (self.host, self.port)
 
 
 class RouterState:
@@ -112,15 +109,18 @@ class RouterState:
             del self.server_names[user_id]
 
     def _put_backend(self, event: InstanceStarted | InstanceDraining) -> None:
-        host, _, port = event.url.removeprefix("http://").rstrip("/").rpartition(":")
-        if event.service not in ("auth", "api") or not host or not port.isdigit():
+        if event.service not in ("auth", "api") or not event.url:
+            return
+        try:
+            target, _ = targets.parse(event.url)
+        except ValueError as error:
+            _log.warning("instance_refused", slot=event.slot, reason=str(error))
             return
         self.backends[event.slot] = Backend(
             slot=event.slot,
             instance_id=event.instance_id,
             service=event.service,
-            host=host.strip("[]"),
-            port=int(port),
+            target=target,
             draining=isinstance(event, InstanceDraining),
         )
 
@@ -149,9 +149,7 @@ class RouterState:
 
     def digest(self) -> str:
         """Equal on all routers at the same position."""
-        routes = sorted(
-            (r.host, r.prefix, r.target_host, r.target_port, r.generation, r.policy) for r in self.table.routes()
-        )
+        routes = sorted((r.host, r.prefix, r.target, r.generation, r.policy, r.options) for r in self.table.routes())
         backends = sorted((b.slot, b.instance_id, b.draining) for b in self.backends.values())
         servers = sorted((user_id, sorted(names)) for user_id, names in self.server_names.items())
         parts = [self.identity.digest(), routes, backends, servers]

@@ -21,7 +21,8 @@ class RouteSet(Event, frozen=True, kw_only=True):
     host: str = ""
     """Only requests for this host; empty: any."""
     target: str
-    """`http://127.0.0.1:41234`, without a path."""
+    """`http://127.0.0.1:41234`, `https://name:8443` or `http+unix://%2Frun%2Fx.sock`; a path after it is put before the
+    path of every request."""
     policy: str = "owner"
     """Who may pass: `owner` (and admins), `authenticated`, `public`."""
     owner_id: str = ""
@@ -32,6 +33,14 @@ class RouteSet(Event, frozen=True, kw_only=True):
     strip_prefix: bool = False
     secret_header: str = ""
     secret_prefix: str = ""
+    identity_headers: bool = False
+    """The server is told who its visitor is: `X-Orrery-User`, `X-Orrery-User-Id`, `X-Orrery-Admin`."""
+    connect_timeout_s: float = 0.0
+    """0: as the router's settings say."""
+    response_timeout_s: float = 0.0
+    """From the end of a request to the first byte of its answer; 0: as the router's settings say."""
+    rewrite_location: bool = False
+    """Redirects that name the target's own address, or a path without what was stripped, are put right."""
 
     def aggregate_id(self) -> str:
         return self.route_id

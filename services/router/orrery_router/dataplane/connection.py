@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final
 import httptools
 import structlog
 
-from orrery_router import passing
 from orrery_router.domain import plain_path
 from orrery_router.passing import Header, Peer
 
 from . import limits
+from .arrival import Arrival
 from .exchange import Exchange
 from .head import BadRequest, Fields, Head
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("orrery.router")
 
+NOBODY: Final = Peer("", trusted=False)
 SHORT_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"POST", b"PUT", b"PATCH"})
 
 
@@ -54,9 +55,10 @@ class Client(asyncio.Protocol):
     _linger_until = 0.0
     _head_since = 0.0
 
-    def __init__(self, server: DataPlane) -> None:
-        self.server = server
-        self.peer = Peer("", trusted=False)
+    def __init__(self, server: DataPlane, arrival: Arrival, peer: Peer | None) -> None:
+        """`peer`: where its transport does not say it."""
+        self.server, self.arrival = server, arrival
+        self.peer = peer or NOBODY
         self._waiting: deque[Exchange] = deque()
         self._held: set[str] = set()
         self.last_at = monotonic()
@@ -65,9 +67,8 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        peer = transport.get_extra_info("peername")
-        address = peer[0] if isinstance(peer, tuple) else ""
-        self.peer = Peer(address, trusted=passing.is_in(address, self.server.trusted_proxies))
+        if self.peer is NOBODY:
+            self.peer = self.arrival.peer(transport.get_extra_info("peername"))
         assert self.transport is not None  # noqa: S101 (asyncio's own promise)
         self.transport.set_write_buffer_limits(high=limits.WRITE_HIGH_BYTES)
         if not self.server.connected(self):
@@ -277,7 +278,8 @@ class Client(asyncio.Protocol):
     def _answer_refusal(self, status: int, message: str) -> None:
         """Once the requests before it have their answers."""
         if self._refused_head is not None:
-            self.write(self.server.gateway.replies.page(self._refused_head, status, message, close=True).content)
+            page = self.server.gateway.replies.page(self._refused_head, status, message, close=True)
+            self.write(self.arrival.marked(page.content))
         self.close(linger=True)
 
     # Bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,11 @@ from orrery_router import passing
 from orrery_router.passing import Header
 from orrery_router.plan import Miss, Plan
 from orrery_router.replies import Reply, too_large
+from orrery_router.target import Target
 
 from . import limits
 from .head import IDEMPOTENT, BadRequest, Head, chunk, last_chunk
-from .upstream import EXCESS, Target, Upstream
+from .upstream import EXCESS, Upstream
 
 if TYPE_CHECKING:
     from .connection import Client
@@ -112,7 +114,7 @@ class Exchange:
         plan = self.plan
         if plan is not None and self.waiting_since and now - self.waiting_since > plan.way.response_timeout_s:
             self._drop_upstream()
-            self.refuse(504, "It did not answer in time.")
+            self._unavailable("did not answer in time")
 
     # Forwarding
 
@@ -153,7 +155,7 @@ class Exchange:
         while True:
             target = plan.targets[0]
             try:
-                upstream = await self.client.server.pool.connect(target)
+                upstream = await self.client.server.pool.connect(target, plan.way.connect_timeout_s)
             except (OSError, TimeoutError) as error:
                 if self.finished:
                     return
@@ -209,12 +211,18 @@ class Exchange:
         return bool(plan.targets)
 
     def _unreachable(self, error: BaseException) -> None:
+        if isinstance(error, ssl.SSLError):
+            self.refuse(502, "No secure connection could be made: the certificate of what answers there is not right.")
+        elif isinstance(error, TimeoutError):
+            self._unavailable("did not take the connection in time")
+        else:
+            self._unavailable("cannot be reached")
+
+    def _unavailable(self, reason: str) -> None:
         plan = self.plan
-        gateway = self.client.server.gateway
-        reason = "did not take the connection in time" if isinstance(error, TimeoutError) else "cannot be reached"
         what = "This server" if plan is not None and not plan.way.trusted else "This part of the platform"
         request_id = plan.request_id if plan else ""
-        self.reply(gateway.replies.unavailable(self.head, request_id, f"{what} {reason}."))
+        self.reply(self.client.server.gateway.replies.unavailable(self.head, request_id, f"{what} {reason}."))
 
     # Answer
 
@@ -224,7 +232,11 @@ class Exchange:
         self.status = status
         self.response_begun = True
         passed = passing.from_upstream(head, trusted=plan is None or plan.way.trusted, base_url=server.base_url)
-        left, more = passed.length, b""
+        lines, left, more = passed.lines, passed.length, b""
+        if plan is not None and plan.way.location is not None:
+            lines = plan.way.location.rewritten(lines, request.host)
+        if self.client.arrival.answer_header:
+            lines = self.client.arrival.marked(lines)
         if request.method == b"HEAD" or status in (204, 304):
             left, body = EXCESS if body else 0, b""
         elif left >= 0:
@@ -239,7 +251,7 @@ class Exchange:
         if request.http10 or not request.fields.keep_alive or request.upgrade or server.draining:
             self._close_after = True
         more += b"Connection: close\r\n\r\n" if self._close_after else b"\r\n"
-        self.client.write(b"".join((passed.lines, more, body)))
+        self.client.write(b"".join((lines, more, body)))
         return left
 
     def informational(self, head: bytes) -> None:
@@ -272,7 +284,7 @@ class Exchange:
         self.status = 101
         passed = passing.from_upstream(head, trusted=False, base_url=self.client.server.base_url)
         more = b"Connection: Upgrade\r\nUpgrade: %b\r\n\r\n" % self.head.upgrade
-        self.client.write(passed.lines + more + rest)
+        self.client.write(self.client.arrival.marked(passed.lines) + more + rest)
         self._spliced = True
         self.client.splice()
         if self._upstream is not None:
@@ -339,7 +351,7 @@ class Exchange:
             return
         self.response_begun = True
         self._close_after = reply.close or not self.request_ended or not self.head.keep_alive or self.head.http10
-        self.client.write(reply.content)
+        self.client.write(self.client.arrival.marked(reply.content))
         self._finish(reply.status)
 
     def _drop_upstream(self) -> None:

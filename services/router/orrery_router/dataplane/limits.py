@@ -58,6 +58,8 @@ PIPELINED_MAX: Final = 8
 TICK_S: Final = 1.0
 """Timeouts are this coarse: one timer for all connections."""
 
+COMPLAINT_INTERVAL_S: Final = 60.0
+"""Between two lines in the log about the TLS of one upstream."""
 POOL_IDLE_MAX: Final = 64
 """Idle connections kept per upstream."""
 POOL_IDLE_TIMEOUT_S: Final = 20.0

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections import deque
 
+import structlog
+
+from orrery_router.target import Target
+
 from . import limits
-from .upstream import Target, Upstream
+from .tls import Reloaded
+from .upstream import Upstream
+
+_log = structlog.get_logger("orrery.router")
 
 
 class Pool:
     """Idle upstream connections by target, the most recently used one first."""
 
-    def __init__(self, connect_timeout_s: float) -> None:
-        self._connect_timeout_s = connect_timeout_s
+    def __init__(self, connect_timeout_s: float, tls: Reloaded[ssl.SSLContext]) -> None:
+        """`tls`: what `https://` targets are spoken to with."""
+        self._connect_timeout_s, self._tls = connect_timeout_s, tls
         self._idle: dict[Target, deque[Upstream]] = {}
+        self._complained: dict[Target, float] = {}
+        """When a target's TLS was last found wanting."""
 
     def take(self, target: Target, *, fresh: bool) -> Upstream | None:
         """An idle connection, or None. `fresh`: only one that was used a moment ago."""
@@ -30,13 +41,35 @@ class Pool:
             return upstream
         return None
 
-    async def connect(self, target: Target) -> Upstream:
-        """A new connection. Raises OSError and TimeoutError."""
-        async with asyncio.timeout(self._connect_timeout_s):
-            _, upstream = await asyncio.get_running_loop().create_connection(
-                lambda: Upstream(target, self.release, self.forget), target[0], target[1]
-            )
-        return upstream
+    async def connect(self, target: Target, timeout_s: float = 0.0) -> Upstream:
+        """A new connection. `timeout_s`: 0 is as the settings say. Raises OSError (ssl.SSLError) and TimeoutError."""
+        loop = asyncio.get_running_loop()
+
+        def upstream() -> Upstream:
+            return Upstream(target, self.release, self.forget)
+
+        async with asyncio.timeout(timeout_s or self._connect_timeout_s):
+            if target.socket_path:
+                return (await loop.create_unix_connection(upstream, target.socket_path))[1]
+            tls = self._tls.value if target.tls else None
+            try:
+                return (await loop.create_connection(upstream, target.host, target.port, ssl=tls))[1]
+            except ssl.SSLError as error:
+                self._complain(target, error)
+                raise
+
+    def _complain(self, target: Target, error: ssl.SSLError) -> None:
+        """Once in a while for each target: the page does not say more than its reader can use."""
+        now = time.monotonic()
+        if now - self._complained.get(target, -limits.COMPLAINT_INTERVAL_S) < limits.COMPLAINT_INTERVAL_S:
+            return
+        self._complained[target] = now
+        _log.warning(
+            "upstream_tls_refused",
+            target=target.url,
+            reason=getattr(error, "verify_message", "") or error.reason or str(error),
+            consequence="requests for it are answered 502: correct its certificate or upstream_ca_file",
+        )
 
     def release(self, upstream: Upstream) -> None:
         idle = self._idle.get(upstream.target)
@@ -62,7 +95,13 @@ class Pool:
             upstream.close()
 
     def tick(self, now: float) -> None:
-        """Closes what was idle for too long. `now`: monotonic seconds."""
+        """Closes what was idle for too long, and looks after certificates. `now`: monotonic seconds."""
+        if self._tls.tick():
+            for target in [target for target in self._idle if target.tls]:
+                self.drop(target)
+        for target, at in list(self._complained.items()):
+            if now - at > limits.COMPLAINT_INTERVAL_S:
+                del self._complained[target]
         for idle in list(self._idle.values()):
             while idle and now - idle[0].idle_since > limits.POOL_IDLE_TIMEOUT_S:
                 idle.popleft().close()

@@ -5,32 +5,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from prometheus_client import Counter, Gauge
 
 from orrery_router.gateway import Gateway
 from orrery_router.handlers import Activity
-from orrery_router.passing import Networks
+from orrery_router.passing import Peer
 
 from . import limits
+from .arrival import Arrival, Trust
 from .connection import Client
 from .head import KnownHeads
 from .limits import Limits
+from .listeners import Listeners
 from .pool import Pool
 from .tally import Tally
+from .tls import Reloaded
 
 if TYPE_CHECKING:
     from .exchange import Exchange
 
-BACKLOG: Final = 1024
 SWITCHED: Final = 101
 
 REFUSED: Final = Counter("orrery_router_requests_refused", "Requests that were not valid.", ["code"])
 OPEN: Final = Gauge("orrery_router_open_connections", "Open client connections.", ["kind"])
+
+
+class Connection(Protocol):
+    """Somebody's connection, as the clock and the drain see it."""
+
+    @property
+    def quiet(self) -> bool: ...
+    @property
+    def spliced(self) -> bool: ...
+    def tick(self, now: float) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class DataPlane:
@@ -44,34 +58,34 @@ class DataPlane:
         *,
         base_url: str,
         bounds: Limits,
-        trusted_proxies: Networks = (),
+        upstream_tls: Reloaded[ssl.SSLContext],
+        trust: Trust,
+        tls: Reloaded[ssl.SSLContext] | None = None,
+        tls_handshake_timeout_s: float = 10.0,
+        hsts_max_age_s: int = 0,
     ) -> None:
         self.gateway, self.activity, self.catch_up, self.base_url = gateway, activity, catch_up, base_url
-        self.bounds, self.trusted_proxies = bounds, trusted_proxies
-        self.pool = Pool(bounds.connect_timeout_s)
+        self.bounds = bounds
+        self.pool = Pool(bounds.connect_timeout_s, upstream_tls)
+        self.listeners = Listeners(
+            self, trust=trust, tls=tls, tls_handshake_timeout_s=tls_handshake_timeout_s, hsts_max_age_s=hsts_max_age_s
+        )
         self.known = KnownHeads()
         self.draining = False
         self._tally = Tally()
-        self._clients: set[Client] = set()
-        self._server: asyncio.Server | None = None
+        self._clients: set[Connection] = set()
         self._empty = asyncio.Event()
 
-    async def listen(self, host: str, port: int) -> int:
-        """Shares the port with other routers (SO_REUSEPORT); returns it. Raises OSError."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            listener.bind((host, port))
-        except OSError:
-            listener.close()
-            raise
-        listener.setblocking(False)
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Client(self), sock=listener, backlog=BACKLOG)
-        bound: int = listener.getsockname()[1]
-        return bound
+    def serve(self, arrival: Arrival, peer: Peer | None) -> Client:
+        """The protocol of a new connection."""
+        return Client(self, arrival, peer)
+
+    def is_full(self) -> bool:
+        """True: there are too many connections already, those that are still being opened counted."""
+        if len(self._clients) + self.listeners.opening < self.bounds.connections_max:
+            return False
+        REFUSED.labels("connections").inc()
+        return True
 
     async def run(self) -> None:
         """The one clock: timeouts of everything, once a second."""
@@ -81,17 +95,16 @@ class DataPlane:
             for client in list(self._clients):
                 client.tick(now)
             self.pool.tick(now)
+            self.listeners.tick()
             OPEN.labels("websocket").set(sum(client.spliced for client in self._clients))
             OPEN.labels("http").set(sum(not client.spliced for client in self._clients))
 
     async def drain(self, timeout_s: float) -> None:
         """Stops accepting, lets requests finish, closes WebSockets spread over the time that is left."""
         self.draining = True
-        if self._server is not None:
-            self._server.close()
+        await self.listeners.close()
         deadline = time.monotonic() + timeout_s
-        if not self._clients:
-            self._empty.set()
+        self.emptied()
         for client in list(self._clients):
             if client.quiet:
                 client.close()
@@ -108,7 +121,7 @@ class DataPlane:
             client.abort()
         self.pool.close()
 
-    def connected(self, client: Client) -> bool:
+    def connected(self, client: Connection) -> bool:
         """False: there are too many connections already."""
         if len(self._clients) >= self.bounds.connections_max:
             REFUSED.labels("connections").inc()
@@ -116,13 +129,18 @@ class DataPlane:
         self._clients.add(client)
         return True
 
-    def disconnected(self, client: Client) -> None:
+    def disconnected(self, client: Connection) -> None:
         self._clients.discard(client)
-        if self.draining and not self._clients:
+        self.emptied()
+
+    def emptied(self) -> None:
+        """The drain is over once nobody is left."""
+        if self.draining and not self._clients and not self.listeners.opening:
             self._empty.set()
 
-    def refused(self, status: int) -> None:
-        REFUSED.labels(str(status)).inc()
+    def refused(self, code: int | str) -> None:
+        """`code`: a status, or what a connection had to prove and could not: `tls`, `proxy_protocol`."""
+        REFUSED.labels(str(code)).inc()
 
     def observe(self, exchange: Exchange, status: int) -> None:
         """Counts an exchange that is over."""

@@ -9,10 +9,9 @@ from typing import Final, Protocol
 import httptools
 
 from orrery_router.passing import Header
+from orrery_router.target import Target
 
 from . import limits
-
-Target = tuple[str, int]
 
 END_OF_HEAD: Final = b"\r\n\r\n"
 UNTIL_CLOSE: Final = -1
