@@ -184,6 +184,12 @@ class Settings(BaseSettings):
         3600.0, description="How long a router waits for the first byte of a server's answer; long polls take theirs."
     )
 
+    templates_dir: Path | None = Field(
+        None,
+        description="Folder with a router's own error pages: jinja2 templates `404.html` (or another status), else "
+        "`error.html`; each knows `status`, `title`, `message`, `action_text`, `action_url`, `request_id` and "
+        "`base_url`. The built-in pages when not set.",
+    )
     upstream_ca_file: Path | None = Field(
         None, description="CA that the certificates of `https://` targets must be signed by; the system's when not set."
     )

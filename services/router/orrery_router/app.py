@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Gauge, Histogram
 
@@ -31,6 +32,9 @@ from .gateway import Gateway
 from .handlers import Activity
 from .projections import CATEGORIES, RouterState
 
+if TYPE_CHECKING:
+    from .templates import Templates
+
 SERVICE: Final = "router"
 CATCH_UP_S: Final = 0.2
 """How long a request that misses may wait for the log."""
@@ -41,6 +45,15 @@ CONVERGENCE: Final = Histogram(
     buckets=(0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.5, 1, 5),
 )
 ROUTES: Final = Gauge("orrery_router_routes", "Routes in the table.")
+
+
+def templates_of(directory: Path | None) -> Templates | None:
+    """An admin's own error pages, if there are any. Raises ConfigError."""
+    if directory is None:
+        return None
+    from .templates import Templates  # noqa: PLC0415 (few have any, and jinja2 is megabytes in every router)
+
+    return Templates(directory)
 
 
 async def body(process: Process) -> None:
@@ -85,6 +98,7 @@ async def body(process: Process) -> None:
         public_url=settings.public_url,
         bounds=bounds,
         tracing=tracing,
+        templates=templates_of(settings.templates_dir),
     )
     plane = DataPlane(
         gateway,

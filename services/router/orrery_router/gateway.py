@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from opentelemetry.trace import Span, SpanKind
@@ -33,6 +33,9 @@ from .plan import Leave, Miss, Plan, Way
 from .projections import RouterState
 from .replies import Replies, Reply, too_large
 
+if TYPE_CHECKING:
+    from .templates import Templates
+
 
 class Gateway:
     """The router's view of one request."""
@@ -47,10 +50,11 @@ class Gateway:
         public_url: str,
         bounds: Limits,
         tracing: bool,
+        templates: Templates | None = None,
     ) -> None:
         self._state, self._verifier = state, verifier
         self._base_url, self._bounds = base_url, bounds
-        self.replies = Replies(base_url)
+        self.replies = Replies(base_url, templates)
         self._public_origin = passing.origin_of(public_url)
         self._tracing = tracing
         self._edge_line = f"{EDGE_HEADER}: {secrets.edge_proof}\r\n".encode()

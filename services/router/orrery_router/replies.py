@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import msgspec
@@ -12,6 +13,9 @@ from orrery_runtime.pages import SECURITY_HEADERS, error_page
 
 from .dataplane.head import SAFE, Head, response_bytes
 from .domain import Path
+
+if TYPE_CHECKING:
+    from .templates import Templates
 
 RETRY_AFTER_S: Final = b"2"
 REASONS: Final = {
@@ -41,8 +45,9 @@ class Reply(msgspec.Struct, frozen=True):
 class Replies:
     """Every answer, below one base URL."""
 
-    def __init__(self, base_url: str) -> None:
-        self._base_url = base_url
+    def __init__(self, base_url: str, templates: Templates | None = None) -> None:
+        """`templates`: an admin's own error pages."""
+        self._base_url, self._templates = base_url, templates
 
     def sign_in(self, head: Head, path: Path, request_id: str) -> Reply:
         if head.method in (b"GET", b"HEAD") and not head.upgrade and not path.text.startswith("/hub/api"):
@@ -82,15 +87,14 @@ class Replies:
     ) -> Reply:  # fmt: skip
         """An error, as a page for people or as JSON for programs."""
         request_id = request_id or new_id()
+        security: Mapping[str, str] = SECURITY_HEADERS
         if json or wants_json(head):
             body = msgspec.json.encode({"status": status, "message": message, "request_id": request_id})
             kind = b"application/json"
         else:
-            html = error_page(
-                status, message, title=title, action_text=action[0], action_url=action[1], request_id=request_id
-            )
+            html, security = self._html(status, message, title, action, request_id)
             body, kind = html.encode(), b"text/html; charset=utf-8"
-        headers = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+        headers = [(name.encode(), value.encode()) for name, value in security.items()]
         headers += [
             (b"Content-Type", kind),
             (b"Content-Length", b"%d" % len(body)),
@@ -103,6 +107,17 @@ class Replies:
             headers.append((b"Connection", b"close"))
         content = response_bytes(status, REASONS.get(status, b"Error"), headers)
         return Reply(status, content if head.method == b"HEAD" else content + body, close)
+
+    def _html(
+        self, status: int, message: str, title: str, action: tuple[str, str], request_id: str
+    ) -> tuple[str, Mapping[str, str]]:
+        """The page, and the headers that protect it."""
+        told = {"title": title, "action_text": action[0], "action_url": action[1], "request_id": request_id}
+        if self._templates is not None:
+            html = self._templates.page(status, message, base_url=self._base_url, **told)
+            if html is not None:
+                return html, self._templates.headers
+        return error_page(status, message, **told), SECURITY_HEADERS
 
 
 def too_large(bytes_max: int) -> str:
