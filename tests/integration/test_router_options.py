@@ -199,6 +199,8 @@ async def test_hosts_and_paths_in_one_table(edge: Edge) -> None:
         await edge.set("/site/", target=b + "/by-host", host="a.example.org")
         await edge.set("/", target=b + "/all-of-a", host="a.example.org")
         await edge.set("/site/deep/", target=a + "/deeper")
+        await edge.set("/last/")
+        await edge.seen("/base/last/x")  # A miss catches up with the log, and with all that came before.
         for host, path, found in (
             ("a.example.org", "site/x", "by-host"),
             ("A.Example.ORG:8000", "site/x", "by-host"),
