@@ -23,16 +23,25 @@ _log = structlog.get_logger("orrery.router")
 
 
 class Reloaded(Generic[T]):
-    """A value that is made from files, and again when one of them changes; one that cannot be made changes nothing."""
+    """A value that is made from files, and again when one of them changes; one that cannot be made changes nothing.
+    Without files it is made when it is first needed."""
 
     def __init__(self, what: str, paths: Sequence[Path], make: Callable[[], T]) -> None:
         """Raises ConfigError when the value cannot be made."""
         self._what, self._paths, self._make = what, tuple(paths), make
         self._seen = self._look()
+        self._value: T | None = None
         try:
-            self.value = make()
+            if paths:
+                self._value = make()
         except (OSError, ValueError) as error:
             raise ConfigError(f"{what} cannot be used: {_reason(error)}") from None
+
+    @property
+    def value(self) -> T:
+        if self._value is None:
+            self._value = self._make()
+        return self._value
 
     def tick(self) -> bool:
         """Once a second; True if the value is a new one. Connections that are open keep what they began with."""
@@ -41,7 +50,7 @@ class Reloaded(Generic[T]):
             return False
         self._seen = seen
         try:
-            self.value = self._make()
+            self._value = self._make()
         except (OSError, ValueError) as error:
             _log.error(
                 "tls_files_refused",
