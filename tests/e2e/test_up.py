@@ -12,6 +12,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ import pytest_asyncio
 
 from orrery_cli import web
 from tests.support.backbone import NatsServer
+from tests.support.certificates import Authority
 from tests.support.platform import PASSWORD, Person, Platform
 from tests.support.wait import eventually
 
@@ -316,3 +318,16 @@ async def test_everything_below_a_path_and_a_terminal_that_is_closed() -> None:
         process.send_signal(signal.SIGHUP)
         assert await asyncio.to_thread(process.wait, 30) == 0
         assert not named_after(platform)
+
+
+async def test_a_certificate_is_all_that_https_takes(tmp_path: Path) -> None:
+    cert_file, key_file = Authority(tmp_path).issue("hub", "hub.example.org")
+    files = {"ORRERY_TLS_CERT_FILES": str(cert_file), "ORRERY_TLS_KEY_FILES": str(key_file)}
+    with fresh(routers=1, env=files) as platform:
+        await platform.start()
+        url = f"https://127.0.0.1:{platform.port}"
+        assert url in platform.output.read_text()
+        assert (await web.get(f"{url}/hub/login")).status == 200
+        assert (await web.get(f"http://127.0.0.1:{platform.port}/hub/login")).status == 0
+        done = await asyncio.to_thread(platform.command, "doctor")
+        assert done.returncode == 0, done.stdout

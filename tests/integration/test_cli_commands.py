@@ -72,6 +72,16 @@ async def test_a_stranger_who_shares_the_port_is_in_the_way_too(tmp_path: Path) 
     assert f"pid {os.getpid()}" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("LISTEN", "http://127.0.0.1:0"), ("PROXY_PROTOCOL", "true"), ("TLS_CLIENT_CA_FILE", "clients.pem")],
+)
+async def test_what_only_single_routers_can_do_is_said(tmp_path: Path, name: str, value: str) -> None:
+    said = one_sentence(await orrery("up", "--data-dir", str(tmp_path / "d"), **{f"ORRERY_{name}": value}), 2)
+    assert f"setting {name.lower()} is for routers" in said
+    assert not (tmp_path / "d").exists()
+
+
 async def test_a_data_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     said = one_sentence(await orrery("up", "--data-dir", str(tmp_path / "file" / "d")))

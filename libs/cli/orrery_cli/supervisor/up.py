@@ -36,6 +36,7 @@ from .shutdown import Shutdown
 from .slot import Slot
 
 ROUTERS_MAX: Final = 64
+NOT_FOR_UP: Final = ("listen", "proxy_protocol", "tls_client_ca_file")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +61,12 @@ class Up:
         """`began`: `time.monotonic()` of the moment the command was given."""
         if not 1 <= options.routers <= ROUTERS_MAX:
             raise UsageError(f"--routers must be between 1 and {ROUTERS_MAX}")
+        for name in NOT_FOR_UP:
+            if text(name) not in ("", "false", "False"):
+                raise UsageError(
+                    f"setting {name} is for routers that are started by `orrery serve router`: here they share one "
+                    "port that this command asks whether it answers; leave it out"
+                )
         self.options = options
         self.began = began
         self.data_dir = DataDir(options.data_dir)
@@ -108,7 +115,8 @@ class Up:
         leftovers.end(self.data_dir)
         reserved = stack.enter_context(ports.reserve(self.options.host, self.options.port))
         port = reserved.getsockname()[1]
-        self.url = f"http://{_in_url(self.options.host)}:{port}{base_path()}"
+        scheme = "https" if text("tls_cert_files") else "http"
+        self.url = f"{scheme}://{_in_url(self.options.host)}:{port}{base_path()}"
         stack.callback(self.data_dir.remove_run_file, "up")
         stack.callback(self.preloader.close)
         self.preloader.warm()
