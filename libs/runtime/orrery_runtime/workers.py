@@ -133,13 +133,20 @@ class Workers:
             "slot": self.slot,
             "instance": self.instance_id,
             "pid": os.getpid(),
-            "url": f"http://{self.settings.host}:{self._port}",
+            "url": self._url,
             "ops_url": self._ops.url,
             "version": version(),
             "started_at": self.started_at,
             "state": self._health.state,
             "workers": told,
         }
+
+    @property
+    def _url(self) -> str:
+        """Where the workers listen together."""
+        host = self.settings.host
+        scheme = "https" if self.settings.tls_cert_files else "http"
+        return f"{scheme}://[{host}]:{self._port}" if ":" in host else f"{scheme}://{host}:{self._port}"
 
     # The workers' life
 
