@@ -44,7 +44,7 @@ lock: install ## Resolve the dependencies anew (make lock ARGS=--upgrade)
 	echo uv | $(COMPILE) - -o requirements/uv.lock $(ARGS)
 
 bench: install ## Measure on an idle machine (benchmarks/results, docs/performance.md)
-	for name in up convergence replay append; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in up convergence replay table append; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.report --write
 
 clean: ## Remove .venv, caches and what was built; never data

@@ -1,10 +1,10 @@
-"""How long a router takes to have its table: 10,000 live routes out of a log of 1,000,000 events.
+"""How long a router takes to have its table: 10,000 live routes out of a log of 1,000,000 events, then 100,000.
 
-    python -m benchmarks.replay [--servers 10000] [--events 1000000] [--rounds 5]
+    python -m benchmarks.replay [--servers 10000] [--events 1000000] [--large 100000] [--rounds 5]
 
 Fills a real Postgres through the ordinary append, with servers that start and stop again and again, then replays as a
 router does it: `Tail.start` from `es.latest` in one snapshot. For comparison the same state is folded from the whole
-history of the same categories, once.
+history of the same categories, once. Then the same with `--large` servers that each started twice.
 """
 
 from __future__ import annotations
@@ -104,7 +104,6 @@ async def from_history(log: EventLog) -> float:
 
 
 async def measure(server: PostgresServer, servers: int, events: int, rounds: int) -> dict[str, Any]:
-    await server.ready()
     pool = await create_pool(await server.create_database(migrated=True), application_name="bench")
     log = EventLog(pool, producer="bench")
     await log.start()
@@ -128,16 +127,24 @@ async def measure(server: PostgresServer, servers: int, events: int, rounds: int
     }
 
 
+async def both(server: PostgresServer, given: argparse.Namespace) -> dict[str, Any]:
+    await server.ready()
+    usual = await measure(server, given.servers, given.events, given.rounds)
+    large = await measure(server, given.large, given.large * EVENTS_PER_CYCLE * 2, given.rounds)
+    return {**usual, "large": large}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--servers", type=int, default=10_000)
     parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--large", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     server = PostgresServer()
     try:
         server.launch()
-        report.write("replay", asyncio.run(measure(server, given.servers, given.events, given.rounds)))
+        report.write("replay", asyncio.run(both(server, given)))
     finally:
         server.remove()
 

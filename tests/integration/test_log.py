@@ -24,7 +24,7 @@ from orrery_events.log import (
     expire_instances,
     live_instances,
 )
-from orrery_events.log.reader import LATEST_SQL
+from orrery_events.log.reader import CHUNK, LATEST_SQL
 from orrery_runtime.migrate import ES, upgrade
 from tests.support.backbone import PostgresServer
 from tests.support.wait import eventually
@@ -218,6 +218,28 @@ async def test_what_is_latest_is_read_without_the_rest_of_the_log(log: EventLog)
         text = "\n".join(row[0] for row in plan)
         found = re.findall(r"Scan using events_p0_pkey .*rows=(\S+) loops=(\d+)", text)
         assert [(float(rows), int(loops)) for rows, loops in found] == [(1, alive)], text
+
+
+async def test_a_snapshot_may_be_left_in_the_middle(log: EventLog) -> None:
+    """While Postgres is asked for the next rows already."""
+    count = 3 * CHUNK
+    for start in range(0, count, 500):
+        await log.append("users", [user(str(number)) for number in range(start, start + 500)])
+    for _ in range(3):
+        async with log.snapshot(["user"]) as snapshot:
+            async for recorded in snapshot.latest():
+                assert recorded.position == 1
+                break
+
+    async def fails() -> None:
+        async with log.snapshot(["user"]) as snapshot:
+            async for _ in snapshot.events():
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fails()
+    async with log.snapshot(["user"]) as snapshot:
+        assert [r.position async for r in snapshot.latest()] == list(range(1, count + 1))
 
 
 async def test_a_snapshot_stands_still(url: str, log: EventLog) -> None:

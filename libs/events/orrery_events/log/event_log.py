@@ -104,7 +104,11 @@ class EventLog:
             ):
                 await connection.execute(f"SET LOCAL statement_timeout = '{SNAPSHOT_TIMEOUT_S}s'")
                 await connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{SNAPSHOT_TIMEOUT_S}s'")
-                yield Snapshot(connection, head_of(await connection.fetch(HEAD_SQL)), categories)
+                snapshot = Snapshot(connection, head_of(await connection.fetch(HEAD_SQL)), categories)
+                try:
+                    yield snapshot
+                finally:
+                    await snapshot.settle()
 
     async def _read(self, sql: str, *args: object) -> list[Recorded]:
         with unavailable_means_log_unavailable():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 
 import asyncpg
@@ -90,6 +91,7 @@ class Snapshot:
         self.head = head
         self._connection = connection
         self._categories = sorted(categories)
+        self._ahead: asyncio.Task[list[asyncpg.Record]] | None = None
 
     async def latest(self) -> AsyncIterator[Recorded]:
         """The last event of every key that is not gone, in the order of the log."""
@@ -103,9 +105,20 @@ class Snapshot:
         async for recorded in self._stream(HISTORY_SQL, self._categories, after_position):
             yield recorded
 
+    async def settle(self) -> None:
+        """Waits until the connection is free, however reading ended."""
+        if self._ahead is not None:
+            await asyncio.wait([self._ahead])
+            if not self._ahead.cancelled():
+                self._ahead.exception()  # Looked at, so that nobody complains that nobody did.
+
     async def _stream(self, sql: str, *args: object) -> AsyncIterator[Recorded]:
         epoch = self.head.epoch
         cursor = await self._connection.cursor(sql, *args)
-        while rows := await cursor.fetch(CHUNK):
+        self._ahead = asyncio.create_task(cursor.fetch(CHUNK))
+        while rows := await self._ahead:
+            # Postgres looks for the next rows while these are handled.
+            self._ahead = asyncio.create_task(cursor.fetch(CHUNK))
+            await asyncio.sleep(0)
             for row in rows:
                 yield recorded_of(row, epoch)
