@@ -4,13 +4,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # The tests start whole platforms: more workers than cores only make them wait for each other.
 WORKERS ?= 2
+CHP := configurable-http-proxy@5.3.0
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format docs lock bench clean
+.PHONY: help install run test lint format docs lock bench bench-router clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: ## Build .venv from the hashed locks (needs Python 3.11 and a package registry)
 	@$(PYTHON) requirements/install.py dev
@@ -41,12 +42,19 @@ lock: install ## Resolve the dependencies anew (make lock ARGS=--upgrade)
 	$(COMPILE) --extra embedded --extra jupyterlab pyproject.toml -o requirements/run.lock $(ARGS)
 	$(COMPILE) --all-extras --group dev -c requirements/run.lock pyproject.toml -o requirements/dev.lock $(ARGS)
 	$(COMPILE) --group build -o requirements/build.lock $(ARGS)
+	$(COMPILE) --group bench -o requirements/bench.lock $(ARGS)
 	echo uv | $(COMPILE) - -o requirements/uv.lock $(ARGS)
 
 bench: install ## Measure on an idle machine (benchmarks/results, docs/performance.md)
 	for name in up convergence replay table append; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.report --write
 
+bench-router: install ## Measure the router beside its peers on an idle machine (wrk, nginx; node, haproxy, redis if there)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bench.lock
+	if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix .bench $(CHP); fi
+	$(BIN)/python -m benchmarks.router all $(ARGS)
+	$(BIN)/python -m benchmarks.report --write
+
 clean: ## Remove .venv, caches and what was built; never data
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist test-artifacts
+	rm -rf .venv .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist test-artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.router import page as router_page
+
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -114,19 +116,7 @@ def page() -> str:
             f"| {writers} | {ours['per_s']:,} | {ours['p50_ms']} ms | {ours['p99_ms']} ms | {plain['per_s']:,} "
             f"| {both['ratio']} |"
         )
-    router = read("router")
-    shape = f"{router['routes']:,} routes, {router['connections']} connections"
-    lines += [
-        "\n## The router beside its peers\n",
-        f"One core each, {shape}, heads of a browser's size, replies of 200 bytes",
-        "(`python -m benchmarks.router`). The router checks a session at every request; its peers check nothing.\n",
-        "| proxy | requests/s | p99 | CPU for 10,000 | Orrery to it |",
-        "|---|---|---|---|---|",
-    ]
-    for name, found in router["proxies"].items():
-        ratio = router["orrery_to"].get(name, "")
-        cpu = f"{found['cpu_s_per_10000']:.2f} s"
-        lines.append(f"| {name} | {found['per_s']:,.0f} | {found['p99_ms']:.1f} ms | {cpu} | {ratio} |")
+    lines += router_page.section(read("router"))
     return "\n".join(lines) + "\n"
 
 

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
+import json
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import aiohttp
 import psutil
 
-from benchmarks.router.cores import Proxy, on, running
+from benchmarks.router import chp, traefik
+from benchmarks.router.cores import Proxy, on, open_files_max, running
 from benchmarks.router.stage import Route, Stage
+from benchmarks.router.tools import is_there, path_of
 from tests.support.platform import free_port
-from tests.support.wait import eventually
 
-TOOLS = Path(__file__).parents[2] / ".bench"
-"""Where `make bench-router` installs what comes from npm."""
-FED_AT_ONCE = 10
-"""As many requests as JupyterHub has under way when it feeds configurable-http-proxy."""
-CHP_TOKEN = "a-token-of-the-benchmarks"
-
+SPARE_FILES = 100
+"""What a proxy opens beside its connections."""
 NGINX = """
-worker_processes 1; daemon off; error_log stderr crit; pid {root}/proxy.pid; worker_rlimit_nofile 20000;
-events {{ worker_connections 19900; }}
+worker_processes 1; daemon off; error_log stderr crit; pid {root}/proxy.pid; worker_rlimit_nofile {files};
+events {{ worker_connections {connections}; }}
 http {{ access_log off; keepalive_requests 1000000000; client_max_body_size 0;
   client_body_temp_path {root}/b2; proxy_temp_path {root}/p2; fastcgi_temp_path {root}/f2; uwsgi_temp_path {root}/u2;
   scgi_temp_path {root}/s2;
@@ -35,15 +30,34 @@ http {{ access_log off; keepalive_requests 1000000000; client_max_body_size 0;
   server {{ listen 127.0.0.1:{port} backlog=4096;
     proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;
     proxy_set_header Host $host; proxy_set_header X-Forwarded-For $remote_addr;
-    proxy_set_header X-Forwarded-Proto $scheme; proxy_buffering off; proxy_request_buffering off;
-    proxy_read_timeout 3600s;
+    proxy_set_header X-Forwarded-Proto $scheme; proxy_read_timeout 3600s;
+    proxy_buffering off; proxy_buffer_size 64k; proxy_buffers 8 64k; proxy_busy_buffers_size 128k;
+    proxy_request_buffering off; client_body_buffer_size 64k;
     {locations} }} }}
 """
 
 
-def tool(name: str) -> str | None:
-    """A program from npm's folder or from PATH."""
-    return shutil.which(name, path=f"{TOOLS / 'node_modules' / '.bin'}{os.pathsep}{os.environ['PATH']}")
+"""It streams, as notebooks need it, and with larger buffers than its own: with those it takes three times the CPU."""
+HAPROXY = """
+global
+  maxconn {connections}
+  nbthread 1
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+  option forwardfor
+frontend public
+  bind 127.0.0.1:{port} backlog 4096
+  http-request set-header X-Forwarded-Proto http
+  use_backend %[path,map_beg({root}/haproxy.map)]
+"""
+
+
+def names_of(routes: Sequence[Route]) -> dict[str, str]:
+    """A name for every target."""
+    return {target: f"up{number}" for number, target in enumerate(dict.fromkeys(to for _, to in routes))}
 
 
 @asynccontextmanager
@@ -63,73 +77,55 @@ async def ours(stage: Stage) -> AsyncIterator[Proxy]:
 @asynccontextmanager
 async def nginx(stage: Stage) -> AsyncIterator[Proxy]:
     port = free_port()
-    names = {target: f"up{number}" for number, target in enumerate({target for _, target in stage.routes})}
+    names = names_of(stage.routes)
     upstreams = "\n".join(
         f"upstream {name} {{ server {target.removeprefix('http://')}; keepalive 256; keepalive_requests 1000000000; }}"
         for target, name in names.items()
     )
     locations = "\n".join(f"location {prefix} {{ proxy_pass http://{names[to]}; }}" for prefix, to in stage.routes)
     file = stage.root / "proxy.conf"
-    file.write_text(NGINX.format(root=stage.root, port=port, upstreams=upstreams, locations=locations))
-    command = ["nginx", "-p", str(stage.root), "-c", str(file)]
+    file.write_text(
+        NGINX.format(
+            root=stage.root,
+            port=port,
+            upstreams=upstreams,
+            locations=locations,
+            files=open_files_max(),
+            # It closes idle ones when a sixteenth is left.
+            connections=2 * open_files_max(),
+        )
+    )
+    command = [path_of("nginx"), "-p", str(stage.root), "-c", str(file)]
     async with running(command, stage.root / "nginx.log", stage.cores.proxy) as process:
         yield Proxy(f"http://127.0.0.1:{port}", process)
 
 
-@dataclass
-class Chp:
-    """configurable-http-proxy and its REST API."""
-
-    proxy: Proxy
-    api: str
-    http: aiohttp.ClientSession
-
-    async def add(self, prefix: str, target: str) -> None:
-        async with self.http.post(f"{self.api}{prefix.rstrip('/')}", json={"target": target}) as answer:
-            assert answer.status == 201, await answer.text()
-
-    async def feed(self, routes: Sequence[Route]) -> None:
-        """All of them, a few at a time as JupyterHub does it."""
-        waiting = iter(routes)
-
-        async def feeder() -> None:
-            for prefix, target in waiting:
-                await self.add(prefix, target)
-
-        await asyncio.gather(*(feeder() for _ in range(FED_AT_ONCE)))
-
-    async def answers(self) -> bool:
-        try:
-            async with self.http.get(self.api) as answer:
-                return answer.status == 200
-        except aiohttp.ClientError:
-            return False
+@asynccontextmanager
+async def haproxy(stage: Stage) -> AsyncIterator[Proxy]:
+    port = free_port()
+    names = names_of(stage.routes)
+    (stage.root / "haproxy.map").write_text("".join(f"{prefix} {names[to]}\n" for prefix, to in stage.routes))
+    backends = "".join(
+        f"backend {name}\n  http-reuse always\n  server one {target.removeprefix('http://')} pool-max-conn 256\n"
+        for target, name in names.items()
+    )
+    file = stage.root / "haproxy.cfg"
+    file.write_text(
+        HAPROXY.format(root=stage.root, port=port, connections=(open_files_max() - SPARE_FILES) // 2) + backends
+    )
+    command = [path_of("haproxy"), "-db", "-f", str(file)]
+    async with running(command, stage.root / "haproxy.log", stage.cores.proxy) as process:
+        yield Proxy(f"http://127.0.0.1:{port}", process)
 
 
 @asynccontextmanager
-async def empty_chp(stage: Stage, *, port: int = 0, api_port: int = 0) -> AsyncIterator[Chp]:
-    """Without routes, as it always starts."""
-    command = tool("configurable-http-proxy")
-    assert command, "make bench-router installs it where node is present"
-    port, api_port = port or free_port(), api_port or free_port()
-    arguments = ["--ip", "127.0.0.1", "--port", str(port), "--api-ip", "127.0.0.1", "--api-port", str(api_port)]
-    output = stage.root / "chp.log"
-    async with (
-        running(
-            [command, *arguments, "--log-level", "error"], output, stage.cores.proxy, CONFIGPROXY_AUTH_TOKEN=CHP_TOKEN
-        ) as process,
-        aiohttp.ClientSession(headers={"Authorization": f"token {CHP_TOKEN}"}) as http,
-    ):
-        chp = Chp(Proxy(f"http://127.0.0.1:{port}", process), f"http://127.0.0.1:{api_port}/api/routes", http)
-        await eventually(chp.answers, timeout_s=20)
-        yield chp
-
-
-@asynccontextmanager
-async def chp(stage: Stage) -> AsyncIterator[Proxy]:
-    async with empty_chp(stage) as found:
-        await found.feed(stage.routes)
-        yield found.proxy
+async def plain_aiohttp(stage: Stage) -> AsyncIterator[Proxy]:
+    port = free_port()
+    file = stage.root / "aiohttp.json"
+    file.write_text(json.dumps(stage.routes))
+    command = [sys.executable, "-m", "benchmarks.aiohttp_proxy", str(port), str(file)]
+    async with running(command, stage.root / "aiohttp.log", stage.cores.proxy) as process:
+        yield Proxy(f"http://127.0.0.1:{port}", process)
 
 
 @dataclass(frozen=True)
@@ -142,11 +138,15 @@ class Peer:
 
     @property
     def present(self) -> bool:
-        return not self.program or tool(self.program) is not None
+        return not self.program or is_there(self.program)
 
 
 PEERS = {
     "orrery": Peer(ours),
     "nginx": Peer(nginx, "nginx"),
-    "configurable-http-proxy": Peer(chp, "configurable-http-proxy"),
+    "haproxy": Peer(haproxy, "haproxy"),
+    "traefik": Peer(traefik.stock, "traefik"),
+    "traefik-tuned": Peer(traefik.tuned, "traefik"),
+    "configurable-http-proxy": Peer(chp.fed, "configurable-http-proxy"),
+    "aiohttp": Peer(plain_aiohttp),
 }

@@ -15,9 +15,10 @@ from typing import cast
 import uvloop
 
 from benchmarks.router.frames import MESSAGE, REPLY, accept_key
+from benchmarks.router.upstreams import SWALLOWED
 
 READ_BYTES = 1 << 18
-SWALLOWED = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(SWALLOWED), SWALLOWED)
 
 
 class Uploads(asyncio.BufferedProtocol):
@@ -61,14 +62,14 @@ class Uploads(asyncio.BufferedProtocol):
     def less(self, count: int) -> None:
         self.left -= count
         if self.left <= 0:
-            self.transport.write(SWALLOWED)
+            self.transport.write(ANSWER)
 
     def tail(self, data: bytes) -> None:
         """The end of a chunked body; the load never sends these bytes inside one."""
         self.end = (self.end + data)[-5:]
         if self.end == b"0\r\n\r\n":
             self.chunked, self.end = False, b""
-            self.transport.write(SWALLOWED)
+            self.transport.write(ANSWER)
 
 
 class Echo(asyncio.Protocol):

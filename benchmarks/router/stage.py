@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -22,6 +21,7 @@ from tests.support.wait import eventually
 
 ROUTES = 1000
 APPENDED_AT_ONCE = 500
+PACE_PER_S = 2500.0
 HEADERS = {
     "User-Agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0",
     "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
@@ -57,14 +57,6 @@ def route_set(owner: Person, prefix: str, target: str) -> RouteSet:
 
 
 @dataclass
-class Servers:
-    """Postgres and NATS of this run."""
-
-    postgres: PostgresServer
-    nats: NatsServer
-
-
-@dataclass
 class Stage:
     """Everything but the proxy."""
 
@@ -73,10 +65,18 @@ class Stage:
     bench: Bench
     upstreams: Upstreams
     routes: list[Route]
+    pace_per_s: float = PACE_PER_S
+    """At which latency is measured: half of what configurable-http-proxy can do here, where it is installed."""
 
     @property
     def headers(self) -> dict[str, str]:
         return {**HEADERS, "Cookie": f"_xsrf=2|abcdef|0123456789|1789000000; {self.bench.ada.cookie['Cookie']}"}
+
+    def head(self, url: str, method: str, path: str, more: dict[str, str] | None = None) -> str:
+        """A browser's request to a proxy, up to the empty line."""
+        host = url.removeprefix("http://")
+        lines = [f"{name}: {value}" for name, value in {"Host": host, **self.headers, **(more or {})}.items()]
+        return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""])
 
     async def add_routes(self, routes: Sequence[Route]) -> None:
         """To the log."""
@@ -107,16 +107,19 @@ def folder() -> Path:
 
 
 @asynccontextmanager
-async def staged(servers: Servers, cores: Cores, *, routes: int = ROUTES) -> AsyncIterator[Stage]:
-    """A stage of its own, with a database of its own; this process and what it starts move to the load's core."""
+async def staged(postgres: PostgresServer, cores: Cores, *, routes: int = ROUTES) -> AsyncIterator[Stage]:
+    """A stage of its own, with a database and a NATS of its own."""
     root = await asyncio.to_thread(folder)
-    os.sched_setaffinity(0, {cores.load})
     try:
         async with AsyncExitStack() as stack:
-            database_url = await servers.postgres.create_database(migrated=True)
+            nats = NatsServer()
+            stack.callback(nats.remove)
+            nats.launch()
+            await nats.ready()
+            database_url = await postgres.create_database(migrated=True)
             upstreams = await stack.enter_async_context(Upstreams.open(root, cores.load))
-            bench = await stack.enter_async_context(Bench.open(root, database_url, servers.nats.url))
-            await bench.relay(servers.nats.relay_url)
+            bench = await stack.enter_async_context(Bench.open(root, database_url, nats.url))
+            await bench.relay(nats.relay_url)
             table = [*routes_to(upstreams.replies, routes - 2), *upstreams.special]
             stage = Stage(root, cores, bench, upstreams, table)
             await stage.add_routes(table)

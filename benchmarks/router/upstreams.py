@@ -14,8 +14,10 @@ from benchmarks.router.cores import running
 from tests.support.platform import free_port
 from tests.support.wait import eventually
 
-BODY = "x" * 200
+BODY = "x" * 199 + "|"
 MEBIBYTE = 1 << 20
+SWALLOWED = b"ok"
+"""The answer to an upload."""
 DOWNLOAD = "/user/ada/s500/files/big.bin"
 UPLOADS = "/user/ada/uploads/"
 ECHO = "/user/ada/echo/"

@@ -53,7 +53,18 @@ async def load(proxy: Proxy, script: Path, *, connections: int, seconds: int) ->
 
     RuntimeError if anything but 2xx or 3xx came, or if connections broke.
     """
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), proxy.url + PATH]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds}s",
+        "--timeout",
+        "10s",
+        "--latency",
+        "-s",
+        str(script),
+        proxy.url + PATH,
+    ]
     cpu_s, began = proxy.cpu_s(), time.perf_counter()
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
     wall_s = time.perf_counter() - began

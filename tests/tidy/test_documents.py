@@ -44,6 +44,7 @@ def test_the_locks_are_what_pyproject_asks_for() -> None:
         "run": run,
         "build": groups["build"],
         "dev": [*run, *groups["build"], *(r for r in groups["dev"] if isinstance(r, str))],
+        "bench": groups["bench"],
         "uv": ["uv"],
     }
     for name, requirements in wanted.items():
@@ -77,8 +78,8 @@ def package_roots() -> list[Path]:
 
 def test_make_alone_lists_every_command() -> None:
     text = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z]+):", text, re.MULTILINE))
-    described = set(re.findall(r"^([a-z]+):.*## \w", text, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
+    described = set(re.findall(r"^([a-z-]+):.*## \w", text, re.MULTILINE))
     assert targets == described
     phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
     assert phony
