@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orrery_events.principal import Principal
-from orrery_router import domain, passing
+from orrery_router import domain, lines, passing
 from orrery_router.domain import BadPath, parse_target
 from orrery_router.passing import Peer
 
@@ -92,8 +92,9 @@ def test_access(who: Principal | None, policy: str, verdict: str) -> None:
 
 
 def test_what_a_trusted_proxy_says() -> None:
-    said = [(b"X-Forwarded-For", b"1.1.1.1"), (b"x-forwarded-for", b"2.2.2.2"), (b"X-Forwarded-Proto", b"https"),
+    sent = [(b"X-Forwarded-For", b"1.1.1.1"), (b"x-forwarded-for", b"2.2.2.2"), (b"X-Forwarded-Proto", b"https"),
             (b"X-Forwarded-Host", b"hub.example.org:8443, inner")]  # fmt: skip
+    said = [lines.line_of(name, value) for name, value in sent]
     stranger = passing.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=False, port=b"8000"))
     assert stranger == passing.Came(b"9.9.9.9", b"http", b"inner:1", b"8000")
     proxy = passing.came_from(said, b"inner:1", Peer("9.9.9.9", trusted=True, port=b"8000"))
@@ -132,7 +133,7 @@ def test_the_default_port_is_no_other_origin() -> None:
     ],
 )  # fmt: skip
 def test_cookies(cookie: bytes, left: bytes) -> None:
-    assert passing.cookies_without(cookie, passing.PLATFORM_COOKIES) == left
+    assert lines.cookies_without(cookie, lines.PLATFORM_COOKIES) == left
 
 
 @pytest.mark.parametrize(

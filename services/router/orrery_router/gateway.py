@@ -7,7 +7,6 @@ wait for Postgres, once and for a short time: a route that was acknowledged befo
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -24,9 +23,10 @@ from orrery_runtime.secrets import EDGE_HEADER, Secrets
 
 from . import domain, passing
 from .dataplane import limits
-from .dataplane.head import SAFE, UNNAMED_HOST, BadRequest, Head, framing, lines_of
+from .dataplane.head import SAFE, UNNAMED_HOST, BadRequest, Head, framing
 from .dataplane.limits import Limits
 from .domain import NO_OPTIONS, BadPath, Path, Route
+from .lines import TRACEPARENT
 from .location import Location
 from .passing import Peer
 from .plan import Leave, Miss, Plan, Way
@@ -59,6 +59,8 @@ class Gateway:
         self._tracing = tracing
         self._edge_line = f"{EDGE_HEADER}: {secrets.edge_proof}\r\n".encode()
         self._turn = 0
+        self._principals: dict[tuple[bytes, str], tuple[Principal | None, object, int]] = {}
+        """Who presents which credentials, as found with these identities at that version."""
         self._secret_of = lru_cache(maxsize=SECRETS_MAX)(secrets.server_secret)
         self._request_prefix, self._asked = new_id()[:-8], 0
         self._control_way = Way(
@@ -112,7 +114,8 @@ class Gateway:
         ordered = live[turn:] + live[:turn] + [b for b in backends if b.draining]
         span, traced = self._span(head, f"{method} {self._base_url}hub/*", None)
         lines = (
-            self._lines(head, passing.for_control_plane(head.fields.headers))
+            _host_line(head)
+            + passing.for_control_plane(head.fields.lines, head.fields.listed, traced=self._tracing)
             + self._forwarded(head, peer)
             + self._edge_line
         )
@@ -222,7 +225,9 @@ class Gateway:
     def _lines_for(self, head: Head, route: Route, peer: Peer, *, visitor: Principal | None) -> bytes:
         """The header lines for a user's server, its own secret among them."""
         name = route.secret_header.encode()
-        lines = self._lines(head, passing.for_user_server(head.fields.headers, secret_header=name))
+        fields = head.fields
+        lines = _host_line(head)
+        lines += passing.for_user_server(fields.lines, fields.listed, secret_header=name, traced=self._tracing)
         lines += self._forwarded(head, peer)
         if route.secret_header and route.server_id:
             secret = self._secret_of(route.server_id, route.generation)
@@ -262,8 +267,16 @@ class Gateway:
 
     def _principal(self, head: Head) -> Principal | str | None:
         """The principal; a text: a credential that is no good; None: one that we may not have heard of yet."""
-        authorization = head.get(b"authorization").decode("latin-1")
-        verdict = self._verifier.authenticate(authorization, head.fields.session_cookie(), time.time())
+        credentials = (head.get(b"authorization"), head.fields.session_cookie())
+        identity, now = self._state().identity, time.time()
+        known, since, version = self._principals.get(credentials, NOBODY)
+        if known is not None and since is identity and version == identity.version and not _is_over(known, now):
+            return known
+        verdict = self._verifier.authenticate(credentials[0].decode("latin-1"), credentials[1], now)
+        if isinstance(verdict, Principal):
+            if len(self._principals) >= PRINCIPALS_MAX:
+                self._principals.clear()
+            self._principals[credentials] = (verdict, identity, identity.version)
         if verdict is None:
             return "nothing"
         return None if verdict in ("unknown_key", "unknown_user") else verdict
@@ -272,24 +285,13 @@ class Gateway:
         """A server trusts our secret instead of the browser's cookies, so that its own defence against other sites'
         requests does not work; this is it. Raises BadRequest."""
         origin = head.get(b"origin")
-        came = passing.came_from(head.fields.headers, head.host, peer)
+        came = passing.came_from(head.fields.lines, head.host, peer)
         if origin and origin.lower() != self._public_origin and not passing.same_origin(origin, came):
             raise BadRequest(403, "This request comes from a page of another site.")
 
-    def _lines(self, head: Head, headers: list[passing.Header]) -> bytes:
-        """The client's headers that go on, without what we write ourselves; a traceparent stays if it is one and no
-        trace of our own replaces it."""
-        kept = [
-            (name, value)
-            for name, value in headers
-            if (lower := name.lower()) not in (b"host", b"content-length")
-            and (lower != b"traceparent" or (not self._tracing and TRACEPARENT.fullmatch(value)))
-        ]
-        return b"Host: %b\r\n%b" % (head.host or UNNAMED_HOST, lines_of(kept))
-
     def _forwarded(self, head: Head, peer: Peer) -> bytes:
         """Where the request came from."""
-        came = passing.came_from(head.fields.headers, head.host, peer)
+        came = passing.came_from(head.fields.lines, head.host, peer)
         lines = b"X-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\n" % (came.scheme, came.port)
         if came.addresses:
             lines += b"X-Forwarded-For: %b\r\n" % came.addresses
@@ -319,10 +321,19 @@ class Gateway:
         return span, b"traceparent: 00-%032x-%016x-%02x\r\n" % (context.trace_id, context.span_id, context.trace_flags)
 
 
+PRINCIPALS_MAX: Final = 4096
+NOBODY: Final = (None, None, -1)
 SECRETS_MAX: Final = 20_000
 """Secrets of servers that are remembered, a hundred bytes each."""
 NONE: Final[tuple[Span | None, bytes]] = (None, b"")
-TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def _is_over(principal: Principal, now: float) -> bool:
+    return principal.expires_at is not None and principal.expires_at <= now
+
+
+def _host_line(head: Head) -> bytes:
+    return b"Host: %b\r\n" % (head.host or UNNAMED_HOST)
 
 
 def _with_slash(target: bytes) -> bytes:

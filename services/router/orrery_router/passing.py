@@ -8,48 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from orrery_events.principal import SESSION_COOKIE, TOKEN_PREFIX, Principal
+from orrery_events.principal import Principal
 
-Header = tuple[bytes, bytes]
-"""Name as sent, value."""
+from .lines import HOP_BY_HOP, OURS_TO_SET, PLATFORM_COOKIES, TOKEN_BYTES, Header, Line, name_of
 
-HOP_BY_HOP: Final = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
-"""RFC 9110 §7.6.1 and what is treated like it."""
-OURS_TO_SET: Final = frozenset(
-    {
-        b"forwarded",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-port",
-        b"x-forwarded-proto",
-        b"x-real-ip",
-        b"x-request-id",
-    }
-)
-"""Nobody but us tells an upstream where a request came from."""
-OUR_PREFIX: Final = b"x-orrery-"
-PLATFORM_COOKIES: Final = frozenset({SESSION_COOKIE.encode(), b"orrery-position"})
 XSRF_COOKIE: Final = b"_xsrf"
-TOKEN_BYTES: Final = TOKEN_PREFIX.encode()
 
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
@@ -99,17 +68,17 @@ class Came(msgspec.Struct, frozen=True):
     port: bytes
 
 
-def came_from(headers: Iterable[Header], host: bytes, peer: Peer) -> Came:
+def came_from(lines: Iterable[Line], host: bytes, peer: Peer) -> Came:
     """What we saw ourselves, or what a trusted proxy says that it saw."""
     address = peer.address.encode()
     scheme = b"https" if peer.secure else b"http"
     if not peer.trusted:
         return Came(address, scheme, host, peer.port or _port_of(host, scheme))
     said: dict[bytes, bytes] = {}
-    for name, value in headers:
-        lower = name.lower()
+    for line in lines:
+        lower = line.name.lower
         if lower in OURS_TO_SET:
-            said[lower] = said[lower] + b", " + value if lower in said else value
+            said[lower] = said[lower] + b", " + line.value if lower in said else line.value
     said_scheme = _first(said.get(b"x-forwarded-proto", b"")).lower()
     if said_scheme:
         scheme = b"https" if said_scheme == b"https" else b"http"
@@ -143,23 +112,6 @@ def origin_of(url: str) -> bytes:
     return (scheme + mark + rest.partition("/")[0]).encode()
 
 
-def hop_by_hop_of(headers: Iterable[Header]) -> frozenset[bytes]:
-    """Names that end here: the well-known ones and those that `Connection` lists."""
-    listed = [
-        name.strip().lower()
-        for key, value in headers
-        if _name(key).lower == b"connection"
-        for name in value.split(b",")
-    ]
-    return HOP_BY_HOP | frozenset(listed) if listed else HOP_BY_HOP
-
-
-def cookies_without(value: bytes, dropped: frozenset[bytes]) -> bytes:
-    """A Cookie header's value without some cookies; empty if none is left."""
-    kept = [pair for pair in value.split(b";") if pair.strip().partition(b"=")[0].strip() not in dropped]
-    return b";".join(kept).strip()
-
-
 def query_without_tokens(raw: bytes) -> bytes:
     """The target without query parameters that hold a platform token."""
     path, mark, query = raw.partition(b"?")
@@ -169,59 +121,21 @@ def query_without_tokens(raw: bytes) -> bytes:
     return path + (mark + b"&".join(kept) if kept else b"")
 
 
-class _Name(msgspec.Struct, frozen=True, gc=False):
-    """A header's name, taken apart."""
-
-    lower: bytes
-    canonical: bytes
-    """As CGI and WSGI programs read it: to them `X_Real_IP` is `X-Real-IP`."""
-    ours: bool
-    """Nobody but us says it."""
-    watched: bool
-    """Its value needs a look."""
+def for_user_server(lines: Iterable[Line], listed: frozenset[bytes], *, secret_header: bytes, traced: bool) -> bytes:
+    """The header lines of a request as a user's server may see them. `listed`: names that end here, as the client says;
+    `secret_header`: only we send it; `traced`: and we send a traceparent of our own."""
+    own = {name_of(secret_header).canonical, b"traceparent"} if traced else {name_of(secret_header).canonical}
+    return b"".join([
+        line.to_server for line in lines if line.name.canonical not in own and line.name.lower not in listed
+    ])  # fmt: skip
 
 
-def _name(name: bytes) -> _Name:
-    return _known_name(name) if len(name) <= NAME_BYTES_KNOWN else _taken_apart(name)
-
-
-def _taken_apart(name: bytes) -> _Name:
-    lower = name.lower()
-    canonical = lower.replace(b"_", b"-")
-    ours = canonical in OURS_TO_SET or canonical.startswith(OUR_PREFIX)
-    return _Name(lower, canonical, ours, lower in _WATCHED)
-
-
-NAME_BYTES_KNOWN: Final = 64
-"""Longer names are not remembered."""
-_known_name = lru_cache(maxsize=2048)(_taken_apart)
-_WATCHED: Final = frozenset({b"authorization", b"cookie", b"referer", b"x-xsrftoken"})
-
-
-def for_user_server(headers: Iterable[Header], *, secret_header: bytes) -> list[Header]:
-    """Request headers as a user's server may see them: nothing that would let it act for its visitor."""
-    headers = list(headers)
-    dropped = hop_by_hop_of(headers)
-    secret = _name(secret_header).canonical
-    kept: list[Header] = []
-    for header in headers:
-        known = _name(header[0])
-        if known.ours or known.lower in dropped or known.canonical == secret:
-            continue
-        if known.watched:
-            value = _without_credentials(known.lower, header[1])
-            if value:
-                kept.append((header[0], value))
-        else:
-            kept.append(header)
-    return kept
-
-
-def _without_credentials(lower: bytes, value: bytes) -> bytes:
-    """What of a value may go on; empty: nothing."""
-    if lower == b"cookie":
-        return cookies_without(value, PLATFORM_COOKIES)
-    return b"" if TOKEN_BYTES in (unquote_to_bytes(value) if lower == b"referer" else value) else value
+def for_control_plane(lines: Iterable[Line], listed: frozenset[bytes], *, traced: bool) -> bytes:
+    """The same for auth and api."""
+    own = {b"traceparent"} if traced else frozenset()
+    return b"".join([
+        line.to_control_plane for line in lines if line.name.lower not in own and line.name.lower not in listed
+    ])  # fmt: skip
 
 
 def identity_of(visitor: Principal) -> bytes:
@@ -231,13 +145,6 @@ def identity_of(visitor: Principal) -> bytes:
         visitor.user_id.encode(),
         b"true" if visitor.admin else b"false",
     )
-
-
-def for_control_plane(headers: Iterable[Header]) -> list[Header]:
-    """Request headers for auth and api: credentials stay, nobody's word about where it came from does."""
-    headers = list(headers)
-    dropped = hop_by_hop_of(headers)
-    return [header for header in headers if not (known := _name(header[0])).ours and known.lower not in dropped]
 
 
 class Passed(msgspec.Struct, frozen=True, gc=False):
@@ -314,12 +221,12 @@ _LOOKED_AT: Final = HOP_BY_HOP | {b"set-cookie", b"content-length"}
 def trailers(fields: Iterable[Header], *, but: bytes = b"") -> list[Header]:
     """Those that may follow a message's last chunk: nothing that frames it, says who asks or where it came from, or
     sets a cookie (RFC 9110 §6.5.1). `but`: a header that only we send."""
-    refused = _NO_TRAILERS | {_name(but).canonical}
+    refused = _NO_TRAILERS | {name_of(but).canonical}
     return [
         (name, value)
         for name, value in fields
-        if (lower := _name(name).canonical) not in refused
-        and not _name(name).ours
+        if (lower := name_of(name).canonical) not in refused
+        and not name_of(name).ours
         and not lower.startswith(b"sec-")
         and TOKEN_BYTES not in value
     ]

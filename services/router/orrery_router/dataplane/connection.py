@@ -11,7 +11,8 @@ import httptools
 import structlog
 
 from orrery_router.domain import plain_path
-from orrery_router.passing import Header, Peer
+from orrery_router.lines import Header
+from orrery_router.passing import Peer
 
 from . import limits
 from .arrival import Arrival
@@ -44,7 +45,8 @@ class Client(asyncio.Protocol):
     _target = b""
     _headers: list[Header] | None = None
     _trailers: list[Header] | None = None
-    _head_bytes = 0
+    _head_bytes = _size = 0
+    """What came since the head began; what the parser has made of it, or of trailers."""
     _block = b""
     """The header lines, if what is being parsed is one head that came in one piece."""
     _current: Exchange | None = None
@@ -154,7 +156,8 @@ class Client(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._target += url
-        if len(self._target) > self.server.bounds.head_bytes_max:
+        self._size = len(self._target)
+        if self._size > self.server.bounds.head_bytes_max:
             raise BadRequest(431, self._head_too_large())
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -164,6 +167,9 @@ class Client(asyncio.Protocol):
         if headers is None:
             headers = self._trailers = [] if self._trailers is None else self._trailers
         headers.append((name, value))
+        self._size += len(name) + len(value) + 4
+        if self._size > self.server.bounds.head_bytes_max:
+            raise BadRequest(431, self._head_too_large())
         if len(headers) > limits.HEADERS_MAX:
             raise BadRequest(431, f"The request has more than {limits.HEADERS_MAX} headers.")
 
@@ -172,8 +178,7 @@ class Client(asyncio.Protocol):
         if headers is None or parser is None:
             return
         self._headers, self._in_head = None, False
-        if sum(len(n) + len(v) + 4 for n, v in headers) + len(self._target) > self.server.bounds.head_bytes_max:
-            raise BadRequest(431, self._head_too_large())
+        self._size = 0
         version = parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise BadRequest(400, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from orrery_router import passing
-from orrery_router.passing import Header
+from orrery_router.lines import Header
 from orrery_router.plan import Miss, Plan
 from orrery_router.replies import Reply, too_large
 from orrery_router.target import Target

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from orrery_events.principal import SESSION_COOKIE
-from orrery_router.passing import Header
+from orrery_router.lines import Header, line_of, listed_of
 
 if TYPE_CHECKING:
     from orrery_router.domain import Path
@@ -23,6 +23,7 @@ SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 UNNAMED_HOST: Final = b"localhost"
 """An HTTP/1.0 client may name no host; what goes on is HTTP/1.1 and must."""
 LENGTH_DIGITS_MAX: Final = 18
+_CONTROL: Final = re.compile(rb"[\x00\r\n]")
 _NOT_IN_HOST: Final = re.compile(rb"[/\\@?#\s,]")
 
 
@@ -39,12 +40,12 @@ class Fields:
     """The header lines of a request, taken apart. Shared by all requests that send the same bytes."""
 
     __slots__ = (
-        "again", "chunked", "error", "has_length", "headers", "host", "host_name", "keep_alive", "leave", "length",
+        "chunked", "error", "has_length", "host", "host_name", "keep_alive", "leave", "length", "lines", "listed",
         "safe_to_know", "text",
     )  # fmt: skip
 
     def __init__(self, headers: list[Header], *, http10: bool = False, keep_alive: bool = True) -> None:
-        self.headers = headers
+        self.lines = [line_of(name, value) for name, value in headers]
         self.keep_alive = keep_alive
         self.error: BadRequest | None = None
         """What is wrong with them; the request is refused with it in its turn."""
@@ -57,16 +58,12 @@ class Fields:
         self.has_length = False
         self.leave: Leave | None = None
         """The last leave to pass that a gateway gave them."""
-        self.text: dict[bytes, bytes] = {}
+        self.text = {line.name.lower: line.value for line in reversed(self.lines)}
         """First value of every header, by name in lower case."""
-        self.again: set[bytes] = set()
-        """Names that came more than once."""
-        for name, value in headers:
-            lower = name.lower()
-            if lower in self.text:
-                self.again.add(lower)
-            else:
-                self.text[lower] = value
+        self.listed: frozenset[bytes] = frozenset()
+        """Names that end here because `Connection` lists them."""
+        if b"connection" in self.text:
+            self.listed = listed_of(self.values_of(b"connection"))
         try:
             self._check(http10=http10)
         except BadRequest as error:
@@ -80,7 +77,7 @@ class Fields:
         """What llhttp leaves to us (RFC 9112 §3.2, §6.3). Raises BadRequest."""
         text = self.text
         host = text.get(b"host")
-        if b"host" in self.again or (host is None and not http10):
+        if self._is_repeated(b"host") or (host is None and not http10):
             raise BadRequest(400, "A request names exactly one host.")
         self.host = host.strip() if host else b""
         if _NOT_IN_HOST.search(self.host) is not None:
@@ -88,24 +85,31 @@ class Fields:
         self.host_name = host_name(self.host)
         length, coding = text.get(b"content-length"), text.get(b"transfer-encoding")
         if coding is not None:
-            told_twice = length is not None or b"transfer-encoding" in self.again
+            told_twice = length is not None or self._is_repeated(b"transfer-encoding")
             if told_twice or http10 or coding.strip().lower() != b"chunked":
                 raise BadRequest(400, "The request's length is told in more than one way.")
             self.chunked = True
         if length is not None:
             digits = length.strip()
-            if b"content-length" in self.again or not digits.isdigit() or len(digits) > LENGTH_DIGITS_MAX:
+            if self._is_repeated(b"content-length") or not digits.isdigit() or len(digits) > LENGTH_DIGITS_MAX:
                 raise BadRequest(400, "The request's length is not one number.")
             self.length, self.has_length = int(digits), True
-        for _, value in self.headers:
-            if b"\x00" in value or b"\r" in value or b"\n" in value:
+        for line in self.lines:
+            if _CONTROL.search(line.value) is not None:
                 raise BadRequest(400, "A header holds control characters.")
+
+    def values_of(self, name: bytes) -> list[bytes]:
+        """Of a header that may come more than once; `name` in lower case."""
+        return [line.value for line in self.lines if line.name.lower == name]
+
+    def _is_repeated(self, name: bytes) -> bool:
+        return len(self.text) < len(self.lines) and len(self.values_of(name)) > 1
 
     def session_cookie(self) -> str:
         """The session cookie's value, or nothing."""
         wanted = SESSION_COOKIE.encode()
-        for name, value in self.headers:
-            if name.lower() == b"cookie" and wanted in value:
+        for value in self.values_of(b"cookie") if b"cookie" in self.text else ():
+            if wanted in value:
                 for pair in value.split(b";"):
                     key, _, text = pair.strip().partition(b"=")
                     if key == wanted:

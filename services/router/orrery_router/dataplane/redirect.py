@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import httptools
 
-from orrery_router.passing import Header
+from orrery_router.lines import Header
 from orrery_router.target import split_authority
 from orrery_runtime.config import Settings
 from orrery_runtime.errors import ConfigError

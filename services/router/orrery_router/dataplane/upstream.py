@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import httptools
 
-from orrery_router.passing import Header
+from orrery_router.lines import Header
 from orrery_router.target import Target
 
 from . import limits
