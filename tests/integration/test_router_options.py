@@ -68,8 +68,14 @@ class Edge:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def edge(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> AsyncIterator[Edge]:
     url = await postgres.create_database(migrated=True)
+    templates = tmp_path_factory.mktemp("templates")
+    (templates / "404.html").write_text("<p>Lost at {{ base_url }}? {{ message }}</p>")
     async with Bench.open(tmp_path_factory.mktemp("options"), url) as bench, serving(application()) as target:
-        await bench.router(ORRERY_BASE_URL="/base/", ORRERY_UPSTREAM_CONNECT_TIMEOUT_S="30")
+        await bench.router(
+            ORRERY_BASE_URL="/base/",
+            ORRERY_UPSTREAM_CONNECT_TIMEOUT_S="30",
+            ORRERY_TEMPLATES_DIR=str(templates),
+        )
         yield Edge(bench, target, await bench.person("bob", admin=True))
     await postgres.drop_database(url)
 
@@ -230,3 +236,13 @@ async def test_a_target_that_cannot_be_understood_changes_nothing(edge: Edge) ->
     assert (await edge.seen("/base/kept/x"))[0] == "/base/kept/x"
     line = next(line for line in edge.bench.routers[0].lines() if line["event"] == "route_refused")
     assert "http+unix://" in line["reason"], "what would be right"
+
+
+async def test_an_error_page_of_the_admins_own(edge: Edge) -> None:
+    status, headers, body = await edge.ask("/base/nowhere/", Accept="text/html")
+    assert (status, body) == (404, b"<p>Lost at /base/? Nothing is served at this address.</p>")
+    assert "'unsafe-inline'" in headers["Content-Security-Policy"]
+    await edge.set("/gone/", target="http://127.0.0.1:9")
+    status, _, body = await edge.ask("/base/gone/x", Accept="text/html")
+    assert status == 503
+    assert body.startswith(b"<!doctype html>"), "for others the built-in one"

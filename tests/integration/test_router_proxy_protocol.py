@@ -119,8 +119,8 @@ def told(answer: bytes) -> dict[str, str]:
     [
         (V1, "198.51.100.7", "http", "443"),
         (V2, "198.51.100.8", "http", "443"),
+        (BY_TLS, "198.51.100.8", "https", "443"),  # But for that the same as before, the request byte by byte.
         (V6, "2001:db8::9", "http", "8443"),
-        (BY_TLS, "198.51.100.8", "https", "443"),
         (LOCAL, "127.0.0.1", "http", ""),
         (UNIX, "127.0.0.1", "http", ""),
         (UNSPECIFIED, "127.0.0.1", "http", ""),

@@ -76,6 +76,20 @@ def test_where_nobody_can_listen(address: Address, said: str) -> None:
         Place(address)
 
 
+def test_two_that_start_at_once_do_not_take_the_path_from_each_other(tmp_path: Path) -> None:
+    """Between being bound and being listened on a socket looks like a dead one's."""
+    address = Address(socket_path=str(tmp_path / "s"))
+    first = Place(address)
+    with pytest.raises(StartupError, match="another process listens"):
+        Place(address)
+    first.socket.listen()
+    first.leave()
+    first.socket.close()
+    second = Place(address)
+    second.leave()
+    second.socket.close()
+
+
 @pytest.mark.parametrize(
     ("values", "make", "said"),
     [
@@ -132,5 +146,7 @@ def test_whose_word_counts() -> None:
     own = arrival.told(proxy, Source())
     assert (own.address, own.trusted, own.port) == ("10.1.2.3", True, b"443"), "it speaks for itself"
     assert Arrival(trust, port=80).told(proxy, Source("::ffff:198.51.100.7", 1)).address == "198.51.100.7"
+    assert Arrival(trust, secure=True, hsts_max_age_s=9).answer_header == b"Strict-Transport-Security: max-age=9\r\n"
+    assert not Arrival(trust, secure=False, hsts_max_age_s=9).answer_header, "which means nothing without TLS"
     with pytest.raises(ValueError, match=r"10\.0\.0\.0/99"):
         Trust("10.0.0.0/99")
