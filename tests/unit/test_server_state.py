@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,3 +141,24 @@ def test_only_the_dead_are_inherited_from() -> None:
     (taken,) = spawner.claim_start(claimed, "two", dead="one", now=2.0)
     assert fold([*requested, *spawner.claim_start(fold(requested), "one", now=1.0), taken]).claimed_by == "two"
     assert spawner.claim_start(claimed, "two", dead="one", now=claimed.deadline) == [], "too late to begin"
+
+
+def test_a_route_gets_what_its_profile_says() -> None:
+    profile = msgspec.structs.replace(
+        PROFILE, strip_prefix=True, identity_headers=True, rewrite_location=True, response_timeout_s=7.0
+    )
+    server = Server(server_id="s")
+    for event in start(server, 0.0):
+        server = evolve(server, event, server.version + 1)
+    for event in spawner.claim_start(server, "one", now=1.0):
+        server = evolve(server, event, server.version + 1)
+    route, _ = spawner.ready(server, "one", server.generation, target="http://127.0.0.1:1", profile=profile, now=2.0)
+    assert isinstance(route, RouteSet)
+    assert (route.strip_prefix, route.identity_headers, route.rewrite_location) == (True, True, True)
+    assert route.response_timeout_s == 7.0
+
+
+@pytest.mark.parametrize("timeout_s", [-1.0, 86_401.0, float("nan"), float("inf")])
+def test_a_profiles_patience_has_bounds(timeout_s: float) -> None:
+    with pytest.raises(ValueError, match="response_timeout_s must be between"):
+        api.decide_profile(msgspec.structs.replace(PROFILE, response_timeout_s=timeout_s))

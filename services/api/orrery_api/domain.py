@@ -23,6 +23,7 @@ from orrery_events.user_state import UserFold
 QUEUE_TIMEOUT_S: Final = 300.0
 """How long a start may wait for a spawner, on top of its profile's own limit."""
 START_TIMEOUT_S_MAX: Final = 3600.0
+RESPONSE_TIMEOUT_S_MAX: Final = 86_400.0
 COMMAND_WORDS_MAX: Final = 200
 OPTIONS_BYTES_MAX: Final = 16_384
 DISPLAY_NAME_LENGTH_MAX: Final = 255
@@ -136,6 +137,8 @@ def decide_profile(profile: Profile) -> list[Event]:
         raise ValueError(f"command must be a list of 1 to {COMMAND_WORDS_MAX} words, the program first")
     if not 1 <= profile.start_timeout_s <= START_TIMEOUT_S_MAX:
         raise ValueError(f"start_timeout_s must be between 1 and {START_TIMEOUT_S_MAX:.0f}")
+    if not 0 <= profile.response_timeout_s <= RESPONSE_TIMEOUT_S_MAX:
+        raise ValueError(f"response_timeout_s must be between 0 and {RESPONSE_TIMEOUT_S_MAX:.0f}")
     for header in (profile.secret_header, profile.secret_env):
         if any(not (c.isalnum() or c in "-_") for c in header):
             raise ValueError("secret_header and secret_env are names of letters, digits, - and _")

@@ -84,6 +84,9 @@ def ready(
         server_name=known["name"],
         generation=generation,
         strip_prefix=profile.strip_prefix,
+        identity_headers=profile.identity_headers,
+        rewrite_location=profile.rewrite_location,
+        response_timeout_s=profile.response_timeout_s,
         secret_header=profile.secret_header,
         secret_prefix=profile.secret_prefix,
     )

@@ -32,6 +32,12 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     start_timeout_s: float = 60.0
     strip_prefix: bool = False
     """True hands the server `/` instead of `/user/<name>/<server>/` (for programs that know no base URL)."""
+    identity_headers: bool = False
+    """True tells the server who its visitor is: `X-Orrery-User`, `X-Orrery-User-Id`, `X-Orrery-Admin`."""
+    rewrite_location: bool = False
+    """True puts redirects right that the server makes to its own address or without the stripped path."""
+    response_timeout_s: float = 0.0
+    """How long a router waits for the first byte of an answer; 0: as its settings say."""
     default_path: str = ""
     """Where Open leads, below the base URL, e.g. `lab`."""
 
