@@ -39,6 +39,7 @@ OURS_TO_SET: Final = frozenset(
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-port",
+        b"x-forwarded-prefix",
         b"x-forwarded-proto",
         b"x-real-ip",
         b"x-request-id",

@@ -166,16 +166,19 @@ class Door:
 
     async def _open(self, connection: socket.socket) -> None:
         """Whatever goes wrong before somebody serves the connection ends it."""
+        proves, address = "proxy_protocol", ""
         try:
             connection.setblocking(False)
             peer = self._arrival.peer(connection.getpeername())
+            address = peer.address
             if self._expects_header:
                 peer = await self._introduced(connection, peer)
+            proves = "tls"
             await self._hand_over(connection, peer)
         except (proxy_protocol.Malformed, TimeoutError, OSError) as error:
-            tls = isinstance(error, ssl.SSLError | ConnectionError | TimeoutError) and self._tls is not None
-            self._plane.refused("tls" if tls else "proxy_protocol")
-            _log.debug("connection_refused", peer=str(self._arrival), reason=str(error) or type(error).__name__)
+            self._plane.refused(proves)
+            reason = str(error) or type(error).__name__
+            _log.debug("connection_refused", address=address, proves=proves, reason=reason)
             connection.close()
         except BaseException:
             connection.close()
