@@ -192,12 +192,12 @@ async def test_a_route_has_its_own_patience(edge: Edge) -> None:
         began = time.monotonic()
         status, _, _ = await edge.ask("/base/slow/x")
         assert status == 503
-        assert time.monotonic() - began < 5, "and not an hour, as the setting says"
+        assert time.monotonic() - began < 15, "and not an hour, as the setting says"
     # Nobody answers there (RFC 5737): the connection itself takes too long, or there is no way to begin with.
     await edge.set("/far/", target="http://192.0.2.1:9", connect_timeout_s=0.3)
     began = time.monotonic()
     assert (await edge.ask("/base/far/x"))[0] == 503
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 async def test_hosts_and_paths_in_one_table(edge: Edge) -> None:

@@ -203,7 +203,7 @@ async def test_a_header_that_does_not_end_is_not_waited_for_long(edge: Edge) -> 
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.plain)
     writer.write(V1[:20])
     assert await asyncio.wait_for(reader.read(), 20) == b""
-    assert 3 < time.monotonic() - began < 10
+    assert 3 < time.monotonic() - began < 15
     writer.close()
     await eventually(lambda: counted(edge, before + 1))
 

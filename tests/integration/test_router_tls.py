@@ -258,7 +258,7 @@ async def test_a_handshake_that_goes_nowhere_is_ended_and_counted(edge: Edge) ->
         with suppress(ConnectionError):
             assert not (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP")
         writer.close()
-    assert 0.5 < time.monotonic() - began < 5, "by then and not before"
+    assert 0.5 < time.monotonic() - began < 9, "by then and not before"
     await eventually(lambda: at_least(edge, "tls", before + 2))
 
 
