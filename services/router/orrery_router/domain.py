@@ -166,15 +166,6 @@ def route_of(event: RouteSet, *, traceparent: str = "") -> Route:
     target, prepend = targets.parse(event.target)
     if not is_place(event.host, event.prefix):
         raise ValueError(f"host {event.host!r}, prefix {event.prefix!r} is no place in the table")
-    options = Options(
-        tls=target.tls,
-        socket_path=target.socket_path,
-        prepend=prepend,
-        identity_headers=event.identity_headers,
-        connect_timeout_s=max(0.0, event.connect_timeout_s),
-        response_timeout_s=max(0.0, event.response_timeout_s),
-        rewrite_location=event.rewrite_location,
-    )
     return Route(
         prefix=event.prefix,
         host=event.host,
@@ -191,7 +182,25 @@ def route_of(event: RouteSet, *, traceparent: str = "") -> Route:
         secret_prefix=event.secret_prefix,
         depth=event.prefix.count("/") - 1,
         traceparent=traceparent,
-        options=None if options == NO_OPTIONS else options,
+        options=options_of(event, target, prepend),
+    )
+
+
+def options_of(event: RouteSet, target: Target, prepend: str) -> Options | None:
+    """None where there is nothing to say."""
+    timeouts = event.connect_timeout_s > 0 or event.response_timeout_s > 0
+    if not (
+        target.tls or target.socket_path or prepend or event.identity_headers or event.rewrite_location or timeouts
+    ):
+        return None
+    return Options(
+        tls=target.tls,
+        socket_path=target.socket_path,
+        prepend=prepend,
+        identity_headers=event.identity_headers,
+        connect_timeout_s=max(0.0, event.connect_timeout_s),
+        response_timeout_s=max(0.0, event.response_timeout_s),
+        rewrite_location=event.rewrite_location,
     )
 
 

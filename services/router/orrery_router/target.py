@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -9,6 +10,9 @@ FORMS: Final = "http://host:port[/path], https://host:port[/path] or http+unix:/
 SOCKET_PATH_BYTES_MAX: Final = 107
 """Linux's bound of a unix socket's path."""
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_USUAL: Final = re.compile(r"http://([A-Za-z0-9.-]+):([1-9][0-9]{0,4})/?")
+_NEVER: Final = re.compile(r"[^!-~]|[?#\\]")
+"""White space, control characters, what is not ASCII, queries, fragments, backslashes."""
 
 
 class Target(NamedTuple):
@@ -35,10 +39,13 @@ def parse(url: str) -> tuple[Target, str]:
 
     Raises ValueError with a sentence that names what would be right.
     """
+    usual = _USUAL.fullmatch(url)
+    if usual is not None and (usual_port := int(usual[2])) <= 65_535:
+        return Target(usual[1], usual_port), ""
     scheme, mark, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     path = (slash + path).rstrip("/")
-    if not mark or not authority or any(c <= " " or c in "?#\\\x7f" for c in url) or not url.isascii():
+    if not mark or not authority or _NEVER.search(url):
         raise ValueError(f"target {url!r} is not {FORMS}")
     if path and any(unquote(piece) in (".", "..", "") for piece in path.split("/")[1:]):
         raise ValueError(f"target {url!r} has a path with empty or dot segments: name the plain path")
