@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -166,3 +167,26 @@ async def test_what_cannot_start_is_not_tried_for_ever(bench: Bench) -> None:
         router = bench.launch(ORRERY_WORKERS="2", ORRERY_PORT=taken.rpartition(":")[2])
         assert await asyncio.to_thread(router.process.wait, 30) == 1
         assert "is in use by another process" in router.log
+    path = str(bench.root / "s").replace("/", "%2F")
+    for listen, says in ((f"http+unix://{path}", "put {slot} into its path"), ("http://127.0.0.1:0", "instead of 0")):
+        router = bench.launch(ORRERY_WORKERS="2", ORRERY_LISTEN=listen)
+        assert await asyncio.to_thread(router.process.wait, 30) == 1
+        assert says in router.log
+
+
+async def test_workers_listen_where_they_are_told(bench: Bench) -> None:
+    shared = f"http://127.0.0.1:{bench.port}"
+    path = str(bench.root / "{slot}.sock").replace("/", "%2F")
+    async with serving(hello()) as upstream:
+        await bench.route(upstream)
+        parent = await launched(bench, ORRERY_LISTEN=f"{shared},http+unix://{path}", ORRERY_PORT="0")
+        status = json.loads((await parent.ops("/status"))[1])
+        assert status["url"] == shared
+        assert (await bench.fetch("/user/ada/", headers=bench.ada.cookie))[0] == 200
+        for number in (1, 2):
+            connector = aiohttp.UnixConnector(str(bench.root / f"router-1.{number}.sock"))
+            async with (
+                aiohttp.ClientSession(connector=connector, headers=bench.ada.cookie) as http,
+                http.get("http://localhost/user/ada/") as answer,
+            ):
+                assert (answer.status, await answer.text()) == (200, "hello")

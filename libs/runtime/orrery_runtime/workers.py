@@ -98,7 +98,8 @@ class Workers:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         async with AsyncExitStack() as stack:
-            stack.callback(self._reserve().close)
+            if not self.settings.listen:
+                stack.callback(self._reserve().close)
             stack.push_async_callback(self._ops.stop)
             try:
                 await self._ops.start(self.settings.ops_host, self.settings.ops_port)
@@ -143,7 +144,9 @@ class Workers:
 
     @property
     def _url(self) -> str:
-        """Where the workers listen together."""
+        """Where the workers listen together; the first place if there are several."""
+        if self.settings.listen:
+            return self.settings.listen.split(",")[0].strip()
         host = self.settings.host
         scheme = "https" if self.settings.tls_cert_files else "http"
         return f"{scheme}://[{host}]:{self._port}" if ":" in host else f"{scheme}://{host}:{self._port}"

@@ -129,9 +129,21 @@ async def body(process: Process) -> None:
     await activity.flush(resolution_s=0.0)
 
 
+def require_shareable(settings: Settings) -> None:
+    """Raises ConfigError when there is an address that workers cannot share."""
+    of_another = addresses_of(settings, "2")
+    for address in addresses_of(settings, "1"):
+        if address.socket_path and address in of_another:
+            raise ConfigError(f"workers cannot share the socket {address.socket_path}: put {{slot}} into its path")
+        if settings.listen and not address.socket_path and not address.port:
+            raise ConfigError("workers share their ports: name those in setting listen instead of 0")
+
+
 def main() -> int:
     try:
         settings = Settings.load()
+        if settings.workers > 1:
+            require_shareable(settings)
     except ConfigError as error:
         sys.stderr.write(f"orrery {SERVICE}: {error}\n")
         return 1
