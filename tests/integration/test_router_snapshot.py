@@ -61,6 +61,8 @@ async def test_a_killed_router_starts_without_postgres_and_nats_and_knows_what_i
         revoked = SessionRevoked(session_id=bob.session_id, user_id=bob.user_id, issued_at=1.0, expires_at=2e9)
         position = (await bench.log.append(session_stream(bob.session_id), [revoked])).last_position
         await eventually(lambda: at(router, position))
+        # Added at once, by a thread.
+        await eventually(lambda: bob.session_id.encode() in file.read_bytes(), timeout_s=2)
         await router.kill()
         await nats_server.kill()
         await own_postgres.kill()

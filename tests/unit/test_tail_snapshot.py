@@ -52,8 +52,7 @@ def written(path: Path, *, state: RouterState | None = None, since: Sequence[Rec
     file = SnapshotFile(path, KEY)
     file.write_state(HEADER, (state or filled()).sections())
     file.take_over(since[:1])
-    for event in since[1:]:
-        file.add(event)
+    file.add_all(since[1:])
     file.close()
     return file
 

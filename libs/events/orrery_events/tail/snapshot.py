@@ -130,11 +130,6 @@ class SnapshotFile:
         self._fresh: tuple[Path, BinaryIO, Chain] | None = None
         self._writing = threading.Lock()
 
-    @property
-    def is_open(self) -> bool:
-        """True while events can be added."""
-        return self._out is not None
-
     def write_state(self, header: Header, sections: Mapping[str, Sequence[Any]]) -> None:
         """Writes a state beside the file, down to the disk; `take_over` puts it in its place. To be called in a thread.
         Raises SnapshotRefused for a state that is too large."""
@@ -167,23 +162,26 @@ class SnapshotFile:
         if self._fresh is None:
             raise SnapshotRefused("no state was written")
         (path, out, chain), self._fresh = self._fresh, None
-        frames = b"".join(chain.frame(recorded) for recorded in since)
-        self.state_bytes = os.fstat(out.fileno()).st_size
-        out.write(frames)
-        path.replace(self.path)
+        try:
+            self.state_bytes = os.fstat(out.fileno()).st_size
+            self.bytes_written = self.state_bytes + (out.write(b"".join(map(chain.frame, since))) or 0)
+            path.replace(self.path)
+        except BaseException:
+            out.close()
+            raise
         self.close()
-        self._out, self._chain, self.bytes_written = out, chain, self.state_bytes + len(frames)
+        self._out, self._chain = out, chain
 
-    def add(self, recorded: Recorded) -> None:
-        """Adds an event. After an error the file is left as it is: its end is refused, its state is good."""
-        if self._out is None:
+    def add_all(self, events: Sequence[Recorded]) -> None:
+        """Adds events. After an error the file is left as it is: its end is refused, its state is good."""
+        if self._out is None or not events:
             return
         if self.bytes_written > BYTES_MAX + (BYTES_MAX >> 1):
             self.close()
             return
-        frame = self._chain.frame(recorded)
+        frames = b"".join(map(self._chain.frame, events))
         try:
-            self.bytes_written += self._out.write(frame)
+            self.bytes_written += self._out.write(frames)
         except OSError:
             self.close()
             raise
