@@ -16,7 +16,8 @@ from aiohttp import web
 from orrery_events.bus import Bus
 from orrery_events.catalog.auth import SessionRevoked, session_stream
 from orrery_events.log import EventLog, create_pool
-from orrery_events.tail import Place, Tail
+from orrery_events.tail import Place, Tail, keeper, metrics
+from orrery_events.tail.snapshot import read
 from orrery_router.projections import CATEGORIES, RouterState
 from tests.support.backbone import NatsServer, PostgresServer
 from tests.support.routers import NOWHERE, Bench, Person, RouterProcess, serving
@@ -168,3 +169,26 @@ async def tailing(url: str, place: Place) -> AsyncIterator[Tail[RouterState]]:
     finally:
         await tail.stop()
         await pool.close()
+
+
+async def test_a_disk_that_cannot_be_written_to_disturbs_nothing_and_is_tried_again(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "CHECK_S", 0.05)
+    in_the_way = tmp_path / "folder"
+    in_the_way.write_text("a file where the folder should be")
+    place = Place(path=in_the_way / "tail.snapshot", key=b"k" * 32)
+    async with Bench.open(tmp_path, database_url) as bench, tailing(database_url, place) as tail:
+        failures = metrics.SNAPSHOT_FAILURES.labels("router")
+        before = failures._value.get()
+        await eventually(lambda: failures._value.get() >= before + 2)
+        done = await bench.route("http://127.0.0.1:1")
+        assert await tail.wait_for(done.last_position, 5)
+        in_the_way.unlink()
+        await eventually(place.path.is_file)
+        done = await bench.route("http://127.0.0.1:1", prefix="/last/")
+        assert await tail.wait_for(done.last_position, 5)
+    state = RouterState()
+    found = read(place.path, place.key, name="router", categories=CATEGORIES, state=state)
+    assert found.position == done.last_position
+    assert found.events[-1].event().prefix == "/last/"  # type: ignore[attr-defined]
