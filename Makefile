@@ -8,10 +8,10 @@ CHP := configurable-http-proxy@5.3.0
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format docs lock bench bench-router clean
+.PHONY: help install run test test-jupyterhub lint format docs lock bench bench-router clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: ## Build .venv from the hashed locks (needs Python 3.11 and a package registry)
 	@$(PYTHON) requirements/install.py dev
@@ -22,6 +22,9 @@ run: ## Run the whole platform on this machine (make run ARGS="--port 8080")
 
 test: lint ## Lint, then every test (real Postgres, NATS, JupyterLab)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --ignore tests/tidy $(ARGS)
+
+test-jupyterhub: install ## Every supported stock JupyterHub behind two replicas of `orrery proxy`
+	ORRERY_TEST_JUPYTERHUBS=5,6 $(BIN)/python -m pytest -v tests/e2e/test_jupyterhub.py $(ARGS)
 
 # No cache: it does not notice when a module moves, and then calls an import sorted that is not.
 lint: install ## Style, types, import contracts, tidiness

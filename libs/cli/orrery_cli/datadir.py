@@ -52,7 +52,9 @@ class DataDir:
         """Makes the folders. Raises CliError with one sentence when it cannot."""
         mode = 0o711 if os.geteuid() == 0 else 0o700
         try:
-            self.path.mkdir(parents=True, exist_ok=True, mode=mode)
+            if not self.path.exists():
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.path.chmod(mode)  # Whatever the umask: JupyterHub's is 077.
             for folder in (self.run, self.logs, self.secrets):
                 folder.mkdir(exist_ok=True, mode=0o700)
                 folder.chmod(0o700)
@@ -68,19 +70,24 @@ class DataDir:
 
     def lock(self) -> None:
         """Makes this process the only `orrery up` here, until it ends. Raises CliError naming the other one."""
+        if not self.try_lock():
+            raise CliError(
+                f"`orrery up` already runs on {self.path} with pid {self.lock_holder() or '?'}: see "
+                f"`orrery status{self.option()}`, or choose another --data-dir"
+            )
+
+    def try_lock(self) -> bool:
+        """As `lock`; False: there is another one."""
         handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.read(handle, 32).decode().strip() or "?"
             os.close(handle)
-            raise CliError(
-                f"`orrery up` already runs on {self.path} with pid {pid}: see `orrery status{self.option()}`, "
-                "or choose another --data-dir"
-            ) from None
+            return False
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         self._lock = handle
+        return True
 
     def lock_holder(self) -> int | None:
         """The pid of the running `orrery up`, or None when there is none."""

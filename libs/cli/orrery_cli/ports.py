@@ -44,14 +44,18 @@ def _sentence(host: str, port: int, error: OSError) -> str:
     return f"{host}:{port} cannot be used ({error.strerror}): choose another with --host and --port"
 
 
-def holder(port: int) -> str:
-    """Who listens on a TCP port, as far as we may see: `python3 (pid 4711: python3 -m http.server 8000)`."""
+def holders(port: int) -> list[int]:
+    """Pids of those who listen on a TCP port, as far as we may see."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:
-        connections = []
-    pids = [c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port and c.pid]
-    for pid in pids:
+        return []
+    return [c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port and c.pid]
+
+
+def holder(port: int) -> str:
+    """Who listens on a TCP port, as far as we may see: `python3 (pid 4711: python3 -m http.server 8000)`."""
+    for pid in holders(port):
         try:
             process = psutil.Process(pid)
             return f"{process.name()} (pid {pid}: {' '.join(process.cmdline())[:200]})"

@@ -14,6 +14,8 @@ NUDGE = "orrery.v1.sys.nudge"
 """Sent by an appender after its commit, so that the relay need not wait for its next poll."""
 ACTIVITY_ROOT = "orrery.v1.act"
 """`orrery.v1.act.<slot>`: routers report when servers were last used."""
+PROXY_ACTIVITY = "orrery.v1.proxy.activity"
+"""Replicas of `orrery proxy` tell one another when routes were last used."""
 
 
 def event_subject(type_: str, aggregate_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from http import HTTPStatus
 
 import structlog
@@ -60,10 +61,14 @@ class Runner(web.AppRunner):
         return server
 
 
-async def listen(app: web.Application, host: str, port: int, *, shutdown_timeout_s: float) -> web.AppRunner:
+async def listen(
+    app: web.Application, host: str, port: int, *, shutdown_timeout_s: float, share_port: bool = False,
+    socket_path: str = "", tls: ssl.SSLContext | None = None,
+) -> web.AppRunner:  # fmt: skip
     """Starts listening; `cleanup()` of what is returned stops: no new connections, then waits for requests under way.
 
-    Raises OSError when the port is taken.
+    `host`: all interfaces when empty. `share_port`: with other processes of this user that do so, too. Raises OSError
+    when the port is taken. `socket_path`: of a unix socket in place of both. `tls`: HTTPS.
     """
     runner = Runner(
         app,
@@ -76,7 +81,10 @@ async def listen(app: web.Application, host: str, port: int, *, shutdown_timeout
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        if socket_path:
+            await web.UnixSite(runner, socket_path, ssl_context=tls).start()
+        else:
+            await web.TCPSite(runner, host or None, port, ssl_context=tls, reuse_port=share_port or None).start()
     except OSError:
         await runner.cleanup()
         raise

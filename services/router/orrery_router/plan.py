@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 from opentelemetry.trace import Span
 
@@ -41,6 +43,8 @@ class Plan(msgspec.Struct, gc=False):
     way: Way
     request_id: str
     span: Span | None
+    rewrite: Callable[[int, bytes], bytes] | None = None
+    """Makes of an answer's status and header lines those that the client gets."""
 
 
 class Miss(msgspec.Struct, frozen=True):

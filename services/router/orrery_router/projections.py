@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from orrery_events.catalog.instance import InstanceDraining, InstanceLost, InstanceStarted, InstanceStopped
-from orrery_events.catalog.route import RouteRemoved, RouteSet
+from orrery_events.catalog.route import PROXY, RouteRemoved, RouteSet
 from orrery_events.catalog.server import Removed, ServerEvent
 from orrery_events.recorded import Recorded
 from orrery_events.registry import Event
@@ -62,6 +62,8 @@ class RouterState:
 
     def apply(self, recorded: Recorded, event: Event) -> None:
         match event:
+            case RouteSet(policy=policy) | RouteRemoved(policy=policy) if policy == PROXY:
+                return  # `orrery proxy` shares the log, and neither sees the other's routes.
             case RouteSet():
                 self._set_route(recorded, event)
             case RouteRemoved():

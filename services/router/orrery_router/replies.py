@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
@@ -40,6 +40,13 @@ class Reply(msgspec.Struct, frozen=True):
     status: int
     content: bytes
     close: bool = False
+
+
+class Later(msgspec.Struct, frozen=True):
+    """Answered here, with what must be fetched first."""
+
+    fetch: Callable[[], Awaitable[Reply]]
+    """Never raises."""
 
 
 class Replies:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import doctor, down, events, migrate, replay, serve, setup_link, status, up, version
+from . import doctor, down, events, migrate, proxy, replay, serve, setup_link, status, up, version
 
 app = typer.Typer(
     name="orrery",
@@ -20,6 +20,11 @@ app.command("status")(status.status)
 app.command("down")(down.down)
 app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
+app.command(
+    "proxy",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    add_help_option=False,
+)(proxy.proxy)
 app.command("migrate")(migrate.migrate)
 app.command("replay")(replay.replay)
 app.command("setup-link")(setup_link.setup_link)

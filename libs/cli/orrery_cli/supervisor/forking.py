@@ -1,6 +1,6 @@
 """The forking process behind `Preloader`. Single-threaded for ever: a fork copies no thread but the one that calls it.
 
-python -m orrery_cli.supervisor.forking <socket fd> <room for titles>
+python -m orrery_cli.supervisor.forking <socket fd> <modules, separated by commas> <room for titles>
 """
 
 from __future__ import annotations
@@ -25,14 +25,6 @@ from .children import Spec
 from .target import resolve
 
 MESSAGE_BYTES_MAX: Final = 262_144
-MODULES: Final = (
-    "orrery_cli.supervisor.work",
-    "orrery_runtime.relay_main",
-    "orrery_auth.app",
-    "orrery_api.app",
-    "orrery_spawner.app",
-    "orrery_router.app",
-)
 PR_SET_NAME: Final = 15
 NAME_BYTES_MAX: Final = 15
 
@@ -45,7 +37,7 @@ class Request(msgspec.Struct, frozen=True):
 def main() -> None:
     supervisor = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(supervisor.fileno(), False)
-    for module in MODULES:
+    for module in sys.argv[2].split(","):
         # What is wrong with a module is told by the service that needs it, in its own log.
         with suppress(Exception):
             importlib.import_module(module)

@@ -25,7 +25,7 @@ FILE_ENV: Final = "ORRERY_JOB"
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What to do. All of it may be done again."""
 
-    kind: Literal["prepare", "count_servers", "stop_servers"]
+    kind: Literal["prepare", "prepare_proxy", "count_servers", "stop_servers"]
     database_url: str
     provision: Roles | None = None
     """For the embedded database: make the services' role and database if they are missing."""

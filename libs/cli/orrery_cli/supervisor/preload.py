@@ -33,6 +33,16 @@ MESSAGE_BYTES_MAX: Final = 262_144
 START_TIMEOUT_S: Final = 30.0
 STATUS_GRACE_S: Final = 0.2
 """How long to wait for the preloader to say with which code a process ended."""
+MODULES: Final = (
+    "orrery_cli.supervisor.work",
+    "orrery_runtime.relay_main",
+    "orrery_auth.app",
+    "orrery_api.app",
+    "orrery_spawner.app",
+    "orrery_router.app",
+)
+"""What the processes of `orrery up` have in common."""
+FORKING: Final = "orrery_cli.supervisor.forking"
 TITLE_ROOM: Final = "-" * 160
 """An argument that forks overwrite with their own title, so that `ps` tells them apart."""
 
@@ -81,7 +91,8 @@ class ForkedChild:
 class Preloader:
     """Our side of the forking process."""
 
-    def __init__(self, *, wanted: bool = True) -> None:
+    def __init__(self, *, wanted: bool = True, modules: tuple[str, ...] = MODULES) -> None:
+        self._modules = modules
         self.forks = wanted and sys.platform.startswith("linux") and hasattr(os, "pidfd_open")
         self._popen: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -98,7 +109,14 @@ class Preloader:
         with theirs:
             ours.setblocking(False)
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "orrery_cli.supervisor.forking", str(theirs.fileno()), TITLE_ROOM],
+                [
+                    sys.executable,
+                    "-m",
+                    "orrery_cli.supervisor.forking",
+                    str(theirs.fileno()),
+                    ",".join(self._modules),
+                    TITLE_ROOM,
+                ],
                 env=clean_environment({}),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

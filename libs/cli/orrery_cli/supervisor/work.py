@@ -16,7 +16,7 @@ from orrery_cli.errors import CliError
 from orrery_cli.schemas import LOCATIONS
 from orrery_events import bus
 from orrery_events.errors import OrreryError
-from orrery_runtime.migrate import upgrade
+from orrery_runtime.migrate import ES, upgrade
 
 from .jobs import FILE_ENV, Job, Outcome
 
@@ -34,6 +34,16 @@ async def prepare(job: Job) -> Outcome:
     return Outcome(setup_token=token or "")
 
 
+async def prepare_proxy(job: Job) -> Outcome:
+    """The tables of the log, which is all that `orrery proxy` needs; the way to an external NATS."""
+    if job.nats_url and (sentence := await bus.check(job.nats_url)):
+        raise CliError(sentence)
+    if job.provision is not None:
+        await provision(job.provision)
+    await upgrade(job.database_url, [ES])
+    return Outcome()
+
+
 async def count_servers(job: Job) -> Outcome:
     async with servers.opened(job.database_url) as log:
         return Outcome(servers=await servers.count_running(log))
@@ -44,7 +54,12 @@ async def stop_servers(job: Job) -> Outcome:
         return Outcome(servers=await servers.stop_all(log))
 
 
-WORK = {"prepare": prepare, "count_servers": count_servers, "stop_servers": stop_servers}
+WORK = {
+    "prepare": prepare,
+    "prepare_proxy": prepare_proxy,
+    "count_servers": count_servers,
+    "stop_servers": stop_servers,
+}
 
 
 def main() -> int:

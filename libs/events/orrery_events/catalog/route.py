@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from ..ids import derived_id
 from ..registry import Event, event
 
@@ -9,6 +13,21 @@ from ..registry import Event, event
 def route_id_of(prefix: str, host: str = "") -> str:
     """One route per (host, prefix), whoever sets it."""
     return derived_id("route", host, prefix)
+
+
+PROXY = "proxy"
+"""The policy of routes that were set through `orrery proxy`: whoever reaches that proxy may pass, and the platform's
+own routers leave them alone."""
+
+
+def proxy_route_id_of(prefix: str, host: str = "") -> str:
+    """As `route_id_of`, in a space of its own: such a route never replaces one of the platform's."""
+    return derived_id("proxy-route", host, prefix)
+
+
+def route_stream(route_id: str) -> str:
+    """The stream of a route that belongs to nothing else."""
+    return f"route-{route_id}"
 
 
 @event("route.set")
@@ -24,7 +43,7 @@ class RouteSet(Event, frozen=True, kw_only=True):
     """`http://127.0.0.1:41234`, `https://name:8443` or `http+unix://%2Frun%2Fx.sock`; a path after it is put before the
     path of every request."""
     policy: str = "owner"
-    """Who may pass: `owner` (and admins), `authenticated`, `public`."""
+    """Who may pass: `owner` (and admins), `authenticated`, `public`; `proxy`: a route of `orrery proxy`."""
     owner_id: str = ""
     server_id: str = ""
     server_name: str = ""
@@ -41,6 +60,8 @@ class RouteSet(Event, frozen=True, kw_only=True):
     """From the end of a request to the first byte of its answer; 0: as the router's settings say."""
     rewrite_location: bool = False
     """Redirects that name the target's own address, or a path without what was stripped, are put right."""
+    data: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Of a route of `orrery proxy`: the JSON object that it was set with, verbatim."""
 
     def aggregate_id(self) -> str:
         return self.route_id
@@ -58,6 +79,8 @@ class RouteRemoved(Event, frozen=True, kw_only=True):
     host: str = ""
     server_id: str = ""
     generation: int = 0
+    policy: str = ""
+    """`proxy`: it was a route of `orrery proxy`."""
 
     def aggregate_id(self) -> str:
         return self.route_id

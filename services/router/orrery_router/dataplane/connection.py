@@ -13,6 +13,7 @@ import structlog
 from orrery_router.domain import plain_path
 from orrery_router.lines import Header
 from orrery_router.passing import Peer
+from orrery_router.replies import Reply
 
 from . import limits
 from .arrival import Arrival
@@ -283,8 +284,9 @@ class Client(asyncio.Protocol):
     def _answer_refusal(self, status: int, message: str) -> None:
         """Once the requests before it have their answers."""
         if self._refused_head is not None:
-            page = self.server.gateway.replies.page(self._refused_head, status, message, close=True)
-            self.write(self.arrival.marked(page.content))
+            reply = self.server.gateway.replies.page(self._refused_head, status, message, close=True)
+            if isinstance(reply, Reply):
+                self.write(self.arrival.marked(reply.content))
         self.close(linger=True)
 
     # Bytes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from orrery_router import passing
 from orrery_router.lines import Header
 from orrery_router.plan import Miss, Plan
-from orrery_router.replies import Reply, too_large
+from orrery_router.replies import Later, Reply, too_large
 from orrery_router.target import Target
 
 from . import limits
@@ -118,17 +118,17 @@ class Exchange:
 
     # Forwarding
 
-    def _follow(self, decision: Plan | Reply | Miss) -> None:
+    def _follow(self, decision: Plan | Reply | Later | Miss) -> None:
         if isinstance(decision, Plan):
             if decision.way.body_bytes_max and self._received > decision.way.body_bytes_max:
                 self.refuse(413, too_large(decision.way.body_bytes_max))
                 return
             self.plan = decision
             self._forward(decision)
-        elif isinstance(decision, Reply):
-            self.reply(decision)
-        else:
+        elif isinstance(decision, Miss):
             self._run(self._look_again())
+        else:
+            self.reply(decision)
 
     async def _look_again(self) -> None:
         server = self.client.server
@@ -250,6 +250,7 @@ class Exchange:
             body = chunk(body) if body else b""
         if request.http10 or not request.fields.keep_alive or request.upgrade or server.draining:
             self._close_after = True
+        lines = passed.lines if plan is None or plan.rewrite is None else plan.rewrite(status, passed.lines)
         more += b"Connection: close\r\n\r\n" if self._close_after else b"\r\n"
         self.client.write(b"".join((lines, more, body)))
         return left
@@ -282,7 +283,8 @@ class Exchange:
         self.waiting_since = 0.0
         self.response_begun = True
         self.status = 101
-        passed = passing.from_upstream(head, trusted=False, base_url=self.client.server.base_url)
+        trusted = self.plan is not None and self.plan.way.trusted
+        passed = passing.from_upstream(head, trusted=trusted, base_url=self.client.server.base_url)
         more = b"Connection: Upgrade\r\nUpgrade: %b\r\n\r\n" % self.head.upgrade
         self.client.write(self.client.arrival.marked(passed.lines) + more + rest)
         self._spliced = True
@@ -342,8 +344,11 @@ class Exchange:
         close = status in (400, 405, 408, 413, 431)
         self.reply(self.client.server.gateway.replies.page(self.head, status, message, request_id, close=close))
 
-    def reply(self, reply: Reply) -> None:
+    def reply(self, reply: Reply | Later) -> None:
         if self.finished:
+            return
+        if isinstance(reply, Later):
+            self._run(self._reply_later(reply))
             return
         if self.response_begun:
             self.client.abort()
@@ -353,6 +358,9 @@ class Exchange:
         self._close_after = reply.close or not self.request_ended or not self.head.keep_alive or self.head.http10
         self.client.write(self.client.arrival.marked(reply.content))
         self._finish(reply.status)
+
+    async def _reply_later(self, later: Later) -> None:
+        self.reply(await later.fetch())
 
     def _drop_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None

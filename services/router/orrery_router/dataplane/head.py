@@ -41,7 +41,7 @@ class Fields:
 
     __slots__ = (
         "chunked", "error", "has_length", "host", "host_name", "keep_alive", "leave", "length", "lines", "listed",
-        "safe_to_know", "text",
+        "passed", "safe_to_know", "text",
     )  # fmt: skip
 
     def __init__(self, headers: list[Header], *, http10: bool = False, keep_alive: bool = True) -> None:
@@ -58,6 +58,8 @@ class Fields:
         self.has_length = False
         self.leave: Leave | None = None
         """The last leave to pass that a gateway gave them."""
+        self.passed: tuple[str, bytes] | None = None
+        """Where they came from and what of them went on, if that follows from nothing else (see `chp.gateway`)."""
         self.text = {line.name.lower: line.value for line in reversed(self.lines)}
         """First value of every header, by name in lower case."""
         self.listed: frozenset[bytes] = frozenset()

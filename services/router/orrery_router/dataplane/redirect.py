@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import httptools
 
 from orrery_router.lines import Header
+from orrery_router.replies import Reply
 from orrery_router.target import split_authority
 from orrery_runtime.config import Settings
 from orrery_runtime.errors import ConfigError
@@ -114,7 +115,8 @@ class Redirector(asyncio.Protocol):
     def _refuse(self, cause: BaseException | None) -> None:
         error = cause if isinstance(cause, BadRequest) else BadRequest(400, "The request is not valid HTTP.")
         self._plane.refused(error.status)
-        self._answer(self._plane.gateway.replies.page(self._head(), error.status, error.message, close=True).content)
+        page = self._plane.gateway.replies.page(self._head(), error.status, error.message, close=True)
+        self._answer(page.content if isinstance(page, Reply) else b"")
 
     def _answer(self, content: bytes) -> None:
         """What still comes is thrown away for a moment: closing on unread bytes could lose the answer."""

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from prometheus_client import Counter, Gauge
 
-from orrery_router.gateway import Gateway
-from orrery_router.handlers import Activity
 from orrery_router.passing import Peer
 
 from . import limits
@@ -23,6 +21,7 @@ from .head import KnownHeads
 from .limits import Limits
 from .listeners import Listeners
 from .pool import Pool
+from .roles import Decider, Witness
 from .tally import Tally
 from .tls import Reloaded
 
@@ -52,8 +51,8 @@ class DataPlane:
 
     def __init__(
         self,
-        gateway: Gateway,
-        activity: Activity,
+        gateway: Decider,
+        activity: Witness,
         catch_up: Callable[[], Awaitable[bool]],
         *,
         base_url: str,

@@ -1,0 +1,1 @@
+"""`orrery proxy`: the router as a drop-in for configurable-http-proxy (REST API, flags, way of forwarding)."""
