@@ -23,6 +23,7 @@ from orrery_events.projection import Projection
 from orrery_events.recorded import Recorded
 from orrery_events.registry import CATEGORIES, Event
 from orrery_router import projections as router
+from orrery_router.chp import projections as proxy
 from orrery_spawner import projections as spawner
 
 from . import web
@@ -31,6 +32,7 @@ from .datadir import DataDir
 PROJECTIONS: dict[str, tuple[Callable[[], Projection], tuple[str, ...]]] = {
     "api": (api.ApiState, api.CATEGORIES),
     "auth": (auth.AuthState, auth.CATEGORIES),
+    "proxy": (proxy.ProxyState, proxy.CATEGORIES),
     "router": (router.RouterState, router.CATEGORIES),
     "spawner": (spawner.SpawnerState, spawner.CATEGORIES),
 }

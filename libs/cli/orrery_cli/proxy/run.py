@@ -257,8 +257,8 @@ class ProxyRun:
 
 
 def data_dir_for(place: str) -> Path:
-    """`ORRERY_DATA_DIR`, or a folder of its own for every public port or socket: two hubs on one machine must not share routes
-    by accident."""
+    """`ORRERY_DATA_DIR`, or a folder of its own for every public port or socket: two hubs on one machine must not share
+    routes by accident."""
     given = os.environ.get(datadir.ENV)
     return Path(given) if given else datadir.default().with_name(f"{datadir.default().name}-proxy-{place}")
 
