@@ -118,8 +118,9 @@ def upstream_of(url: str) -> Upstream | None:
         if split.scheme in UNIX_SCHEMES:
             target = Target("", 0, socket_path=unquote(split.netloc))
         else:
+            usual = DEFAULT_PORTS[split.scheme]
             host = (split.hostname or "").encode("idna").decode()
-            target = Target(host, split.port or DEFAULT_PORTS[split.scheme], tls=split.scheme == "https")
+            target = Target(host, split.port or usual, tls=split.scheme == "https")
     except (ValueError, KeyError):
         return None
     if not target.host and not target.socket_path.startswith("/"):
