@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,8 @@ class Proxy:
 
     def __init__(
         self, kind: Kind, *flags: str, env: dict[str, str] | None = None, token: str = TOKEN,
-        program: Path | None = None, port: int = 0, api_port: int = 0,
+        program: Path | None = None, port: int = 0, api_port: int = 0, tls: ssl.SSLContext | None = None,
+        api_tls: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
         self.kind, self.token = kind, token
         self.port, self.api_port = port or free_port(), api_port or free_port()
@@ -61,6 +63,7 @@ class Proxy:
         self.output = self.root / "output"
         self._program, self._flags, self._env = program, flags, env or {}
         self._launched = 0
+        self.tls, self.api_tls = tls, api_tls
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -69,7 +72,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def host(self) -> str:
@@ -77,7 +80,7 @@ class Proxy:
 
     @property
     def api_url(self) -> str:
-        return f"http://127.0.0.1:{self.api_port}"
+        return f"{'https' if self.api_tls else 'http'}://127.0.0.1:{self.api_port}"
 
     @property
     def log(self) -> str:
@@ -107,7 +110,8 @@ class Proxy:
             if self.ours and self.log.count("orrery proxy: serves ") < self._launched:
                 return False
             try:
-                statuses = {(await fetch("GET", url)).status for url in (f"{self.url}/_chp_healthz", self.api_url)}
+                health = await self.get("/_chp_healthz")
+                statuses = {health.status, (await self.api("GET", "/")).status}
             except (OSError, aiohttp.ClientError):
                 return False
             return statuses == {200, 404}
@@ -146,7 +150,7 @@ class Proxy:
         if token and "Authorization" not in given:
             given["Authorization"] = f"token {token}"
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
-        return await fetch(method, self.api_url + path, headers=given, data=data, timeout_s=timeout_s)
+        return await fetch(method, self.api_url + path, headers=given, data=data, timeout_s=timeout_s, tls=self.api_tls)
 
     async def add(self, path: str, target: str, **data: Any) -> None:
         answered = await self.api("POST", f"/api/routes{path}", {"target": target, **data})
@@ -167,7 +171,7 @@ class Proxy:
     # The public port
 
     async def get(self, path: str, **more: Any) -> Answered:
-        return await fetch("GET", self.url + path, **more)
+        return await fetch("GET", self.url + path, tls=self.tls, **more)
 
     async def raw(self, request: bytes, *, timeout_s: float = 10) -> bytes:
         """Everything that is answered to these bytes, until the proxy closes the connection."""
@@ -182,14 +186,15 @@ class Proxy:
 
 
 async def fetch(
-    method: str, url: str, *, headers: dict[str, str] | None = None, data: Any = None, timeout_s: float = 10
-) -> Answered:
+    method: str, url: str, *, headers: dict[str, str] | None = None, data: Any = None, timeout_s: float = 10,
+    tls: ssl.SSLContext | None = None,
+) -> Answered:  # fmt: skip
     """One request on a connection of its own, its path as it is written; redirects are not followed."""
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     async with (
         aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False) as http,
         http.request(
-            method, URL(url, encoded=True), headers=headers, data=data, allow_redirects=False,
+            method, URL(url, encoded=True), headers=headers, data=data, allow_redirects=False, ssl=tls or True,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
         ) as answer,
     ):  # fmt: skip

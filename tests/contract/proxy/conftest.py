@@ -34,18 +34,23 @@ def broker() -> Iterator[NatsServer]:
 async def proxy(
     request: pytest.FixtureRequest, postgres: PostgresServer, broker: NatsServer, upstream: Upstream
 ) -> AsyncIterator[Proxy]:
-    """One of the two, with the module's `FLAGS` (a `{upstream}` in them is the upstream's URL) and its `TOKEN`."""
+    """One of the two, with the module's `FLAGS` (a `{upstream}` in them is the upstream's URL), its `TOKEN`, and its
+    `TLS`: what to speak to the public port and to the REST API with."""
     kind: Kind = request.param
-    flags = [flag.format(upstream=upstream.url) for flag in getattr(request.module, "FLAGS", ())]
+    flags = getattr(request.module, "FLAGS", ())
+    flags = [flag.format(upstream=upstream.url) for flag in (flags() if callable(flags) else flags)]
     token = getattr(request.module, "TOKEN", A_TOKEN)
+    tls, api_tls = getattr(request.module, "TLS", lambda: (None, None))()
     if kind == "original":
-        running = Proxy("original", *flags, program=original(), token=token)
+        running = Proxy("original", *flags, program=original(), token=token, tls=tls, api_tls=api_tls)
     else:
         env = {
             "ORRERY_DATABASE_URL": await postgres.create_database(migrated=True),
             "ORRERY_NATS_URL": broker.relay_url,
         }
-        running = Proxy("orrery", *flags, env={**env, "ORRERY_DRAIN_NOTICE_S": "0"}, token=token)
+        running = Proxy(
+            "orrery", *flags, env={**env, "ORRERY_DRAIN_NOTICE_S": "0"}, token=token, tls=tls, api_tls=api_tls
+        )
     try:
         yield await running.start()
     finally:
