@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -156,6 +159,7 @@ def runs_postgres(proxy: Proxy) -> bool:
 @pytest.mark.invariant(11)
 async def test_what_one_replica_answered_every_other_serves(pair: tuple[Proxy, Proxy], upstream: str) -> None:
     one, two = pair
+    await one.add("/", f"{upstream}/hub")  # As JupyterHub does; it would answer for every route that is not known yet.
     for number in range(30):
         setter, other = (one, two) if number % 2 else (two, one)
         path = f"/user/u{number}"
@@ -166,7 +170,8 @@ async def test_what_one_replica_answered_every_other_serves(pair: tuple[Proxy, P
         remover, other = (one, two) if number % 2 else (two, one)
         assert await remover.remove_route(f"/user/u{number}") == 204
         assert await other.remove_route(f"/user/u{number}") == 404
-    assert await one.routes() == await two.routes() == {}
+    assert list(await one.routes()) == list(await two.routes()) == ["/"]
+    assert await one.remove_route("/") == 204
 
 
 async def test_last_activity_is_the_latest_of_all_replicas(
@@ -256,3 +261,34 @@ async def test_a_port_of_a_stranger_is_not_shared(pair: tuple[Proxy, Proxy], mak
         assert three.process is not None
         assert await asyncio.to_thread(three.process.wait, 30) == 1
         assert "is in use by" in three.log
+
+
+async def test_unix_sockets_in_place_of_ports(pair: tuple[Proxy, Proxy], tmp_path: Path) -> None:
+    public, api = tmp_path / "public.sock", tmp_path / "api.sock"
+    flags = [f"--socket={public}", f"--api-socket={api}", "--log-level=warn"]
+    command = [sys.executable, "-m", "orrery_cli.main", "proxy", *flags]
+    env = {**os.environ, **pair[0]._env, "ORRERY_DATA_DIR": str(tmp_path / "data"), "CONFIGPROXY_AUTH_TOKEN": "t"}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
+    try:
+        await eventually(api.exists, timeout_s=30)
+
+        async def answers() -> bool:
+            try:
+                async with (
+                    aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(public))) as http,
+                    http.get("http://x/_chp_healthz") as health,
+                ):
+                    return health.status == 200
+            except aiohttp.ClientError:
+                return False
+
+        await eventually(answers, timeout_s=30)
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(api))) as http:
+            async with http.get("http://x/api/routes") as answer:
+                assert answer.status == 403
+            async with http.get("http://x/api/routes", headers={"Authorization": "token t"}) as answer:
+                assert answer.status == 200
+    finally:
+        process.terminate()
+        _, said = await asyncio.to_thread(process.communicate, timeout=30)
+        assert process.returncode == 0, said
