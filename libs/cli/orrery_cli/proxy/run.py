@@ -60,6 +60,10 @@ class ProxyRun:
         if bool(self.database_url) != bool(self.nats_url):
             missing = "--nats-url (ORRERY_NATS_URL)" if self.database_url else "--database-url (ORRERY_DATABASE_URL)"
             raise UsageError(f"{missing} is missing: give both to share them with other replicas, or neither")
+        if text("workers") not in ("", "1"):
+            raise UsageError(
+                "ORRERY_WORKERS is not for the proxy: start another one on the same data directory instead"
+            )
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self.preloader = Preloader(modules=MODULES)
         self.backbone = None if self.database_url else SharedBackbone(self.data_dir, _note)
