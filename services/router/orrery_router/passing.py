@@ -208,7 +208,8 @@ def _line_by_line(head: bytes, *, trusted: bool, base_url: str) -> Passed:
         elif name == b"connection":
             listed += b"," + line[11:]
     if listed:
-        names = {name.strip().lower() for name in listed.split(b",")}
+        # What frames the body does not end here, whoever lists it: the next answer would be taken for more of this one.
+        names = {name.strip().lower() for name in listed.split(b",")} - {b"content-length"}
         kept[1:] = [line for line in kept[1:] if line[: line.find(b":")].lower() not in names]
     kept.append(b"")
     return Passed(b"\r\n".join(kept), length)

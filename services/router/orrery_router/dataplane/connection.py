@@ -47,7 +47,8 @@ class Client(asyncio.Protocol):
     _headers: list[Header] | None = None
     _trailers: list[Header] | None = None
     _head_bytes = _size = 0
-    """What came since the head began; what the parser has made of it, or of trailers."""
+    """What came since the last byte of a body or since the head began: a head, trailers, a chunk's size line. And what
+    the parser has made of a head, or of trailers."""
     _block = b""
     """The header lines, if what is being parsed is one head that came in one piece."""
     _current: Exchange | None = None
@@ -104,8 +105,7 @@ class Client(asyncio.Protocol):
         parser = self._parser
         if parser is None:
             parser = self._parser = httptools.HttpRequestParser(self)
-        if self._in_head or self._receiving is None:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -122,7 +122,9 @@ class Client(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse(400, "The request is not valid HTTP.")
         else:
-            if self._in_head and self._head_bytes > self.server.bounds.head_bytes_max:
+            if self._head_bytes > self.server.bounds.head_bytes_max and (
+                self._in_head or (self._receiving is not None and self._receiving.head.chunked)
+            ):
                 self._refuse(431, self._head_too_large())
 
     def _head_too_large(self) -> str:
@@ -179,7 +181,7 @@ class Client(asyncio.Protocol):
         if headers is None or parser is None:
             return
         self._headers, self._in_head = None, False
-        self._size = 0
+        self._head_bytes = self._size = 0
         version = parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise BadRequest(400, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
@@ -200,6 +202,7 @@ class Client(asyncio.Protocol):
             self._next()
 
     def on_body(self, data: bytes) -> None:
+        self._head_bytes = 0
         if self._receiving is not None:
             self._receiving.request_body(data)
 
@@ -264,14 +267,15 @@ class Client(asyncio.Protocol):
     def _refuse(self, status: int, message: str) -> None:
         """A request that cannot be understood: answered, and the connection ends, because what follows cannot be
         trusted to be where it seems to be."""
-        if self._linger_until or self._refusal is not None:
+        gone = self.transport is None or self.transport.is_closing()
+        if gone or self._linger_until or self._refusal is not None:
             return
         self.quiet = False
-        self.server.refused(status)
         broken, self._receiving = self._receiving, None
         self._refused_head = Head(b"", self._target, Fields(self._headers or [])) if broken is None else broken.head
         if broken is not None and broken is self._current:
             if broken.response_begun:
+                self.server.refused(status)
                 self.abort()  # Half an answer must not look like a whole one.
                 return
             self._current = None
@@ -283,6 +287,7 @@ class Client(asyncio.Protocol):
 
     def _answer_refusal(self, status: int, message: str) -> None:
         """Once the requests before it have their answers."""
+        self.server.refused(status)
         if self._refused_head is not None:
             reply = self.server.gateway.replies.page(self._refused_head, status, message, close=True)
             if isinstance(reply, Reply):

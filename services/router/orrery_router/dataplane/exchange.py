@@ -303,7 +303,7 @@ class Exchange:
         self._close_after = True
         self._finish(101)
 
-    def upstream_failed(self, reason: str) -> None:
+    def upstream_failed(self, reason: str, *, invalid: bool) -> None:
         upstream, self._upstream = self._upstream, None
         plan = self.plan
         if self.finished or plan is None:
@@ -315,7 +315,7 @@ class Exchange:
             return
         if upstream is not None and self._may_repeat(plan, upstream):
             self._run(self._connect(plan))
-        elif "not valid" in reason or "too large" in reason:
+        elif invalid:
             self.refuse(502, f"The server's answer cannot be passed on: {reason}.")
         else:
             request_id = plan.request_id
@@ -342,6 +342,8 @@ class Exchange:
         """An answer of our own to a request that goes no further."""
         request_id = self.plan.request_id if self.plan else ""
         close = status in (400, 405, 408, 413, 431)
+        if status < 500:
+            self.client.server.refused(status)
         self.reply(self.client.server.gateway.replies.page(self.head, status, message, request_id, close=close))
 
     def reply(self, reply: Reply | Later) -> None:
@@ -355,8 +357,13 @@ class Exchange:
             self._finish(reply.status)
             return
         self.response_begun = True
-        self._close_after = reply.close or not self.request_ended or not self.head.keep_alive or self.head.http10
-        self.client.write(self.client.arrival.marked(reply.content))
+        self._close_after = (
+            reply.close or not self.request_ended or not self.head.keep_alive or self.head.http10
+        ) or self.client.server.draining
+        content = reply.content
+        if self._close_after and not reply.close:
+            content = content.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+        self.client.write(self.client.arrival.marked(content))
         self._finish(reply.status)
 
     async def _reply_later(self, later: Later) -> None:

@@ -24,7 +24,8 @@ UNNAMED_HOST: Final = b"localhost"
 """An HTTP/1.0 client may name no host; what goes on is HTTP/1.1 and must."""
 LENGTH_DIGITS_MAX: Final = 18
 _CONTROL: Final = re.compile(rb"[\x00\r\n]")
-_NOT_IN_HOST: Final = re.compile(rb"[/\\@?#\s,]")
+HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+"""RFC 3986 §3.2.2 without what no name of a host needs: it goes on to upstreams and into their pages."""
 
 
 class BadRequest(Exception):
@@ -82,7 +83,7 @@ class Fields:
         if self._is_repeated(b"host") or (host is None and not http10):
             raise BadRequest(400, "A request names exactly one host.")
         self.host = host.strip() if host else b""
-        if _NOT_IN_HOST.search(self.host) is not None:
+        if HOST.fullmatch(self.host) is None:
             raise BadRequest(400, "The Host header is not a host.")
         self.host_name = host_name(self.host)
         length, coding = text.get(b"content-length"), text.get(b"transfer-encoding")
@@ -169,7 +170,7 @@ class Head:
         rest = self.target.partition(b"://")[2]
         cut = min((i for i in (rest.find(b"/"), rest.find(b"?")) if i >= 0), default=len(rest))
         self.host, path = rest[:cut], rest[cut:]
-        if not self.host or _NOT_IN_HOST.search(self.host) is not None:
+        if not self.host or HOST.fullmatch(self.host) is None:
             raise BadRequest(400, "The request target is not usable.")
         self.host_name = host_name(self.host)
         self.target = path if path.startswith(b"/") else b"/" + path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -19,6 +20,9 @@ EXCESS: Final = -2
 """None, and more came than was announced: whatever it is, it is no answer to anything."""
 INVALID: Final = "its response is not valid HTTP"
 TOO_LARGE: Final = "its response head is too large"
+STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-5])[0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
+"""llhttp lets a reason hold anything, and a status be any number (RFC 9112 §4, RFC 9110 §15)."""
+CODING: Final = re.compile(rb"\ntransfer-encoding:[ \t]*([^\r]*)", re.IGNORECASE)
 
 
 class Answer(Protocol):
@@ -37,7 +41,10 @@ class Answer(Protocol):
 
     def response_body(self, data: bytes) -> None: ...
     def response_ended(self, trailers: list[Header]) -> None: ...
-    def upstream_failed(self, reason: str) -> None: ...
+    def upstream_failed(self, reason: str, *, invalid: bool) -> None:
+        """`invalid`: it did answer, and that cannot be passed on."""
+        ...
+
     def upstream_bytes(self, data: bytes) -> None: ...
     def upstream_closed(self) -> None: ...
     def upstream_writable(self, *, writable: bool) -> None: ...
@@ -125,7 +132,8 @@ class Upstream(asyncio.Protocol):
             self._answer.upstream_bytes(data)
         elif self._in_head:
             end = data.find(END_OF_HEAD)
-            if self._buffer or data[9:10] == b"1" or not 0 < end <= limits.RESPONSE_HEAD_BYTES_MAX:
+            line = STATUS_LINE.match(data)
+            if self._buffer or line is None or line[1] == b"1" or not 0 < end <= limits.RESPONSE_HEAD_BYTES_MAX:
                 self._head_bytes(self._buffer + data)
             else:
                 self._final(data, end)
@@ -148,7 +156,7 @@ class Upstream(asyncio.Protocol):
         elif not self._in_head and self._left == UNTIL_CLOSE:
             answer.response_ended([])
         else:
-            answer.upstream_failed("it closed the connection")
+            answer.upstream_failed("it closed the connection", invalid=False)
 
     def pause_writing(self) -> None:
         if self._answer is not None:
@@ -177,7 +185,11 @@ class Upstream(asyncio.Protocol):
                     self.fail(INVALID)
                     return
                 break
-            if data[9:10] != b"1":
+            line = STATUS_LINE.match(data)
+            if line is None:
+                self.fail(INVALID)
+                return
+            if line[1] != b"1":
                 self._buffer = b""
                 self._final(data, end)
                 return
@@ -216,7 +228,11 @@ class Upstream(asyncio.Protocol):
         answer, head = self._answer, data[:end]
         if answer is None:
             return
-        if b"\ntransfer-encoding" in head.lower():
+        codings = CODING.findall(head)
+        if codings:
+            if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
+                self.fail(INVALID)
+                return
             self._chunks = _Chunks(self, answer, head)
             self._chunks.feed(data)
             return
@@ -269,7 +285,7 @@ class Upstream(asyncio.Protocol):
         self._chunks = None
         self.close()
         if answer is not None:
-            answer.upstream_failed(reason)
+            answer.upstream_failed(reason, invalid=True)
 
 
 def _is_head(head: bytes) -> bool:
@@ -289,10 +305,13 @@ class _Chunks:
         self._parser = httptools.HttpResponseParser(self)
         self._trailers: list[Header] = []
         self._trailer_bytes = 0
+        self._unread_bytes = 0
+        """What came since the last byte of the body: a size line, trailers."""
         self._in_head = True
         self._done = self._keep_alive = self._too_much = False
 
     def feed(self, data: bytes) -> None:
+        self._unread_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -302,6 +321,8 @@ class _Chunks:
             self._too_much = True
         if self._done:
             self._upstream.chunks_ended(self._trailers, reusable=self._keep_alive and not self._too_much)
+        elif self._unread_bytes > limits.RESPONSE_HEAD_BYTES_MAX:
+            self._upstream.fail(TOO_LARGE)
 
     # llhttp
 
@@ -324,6 +345,7 @@ class _Chunks:
             self._upstream.chunks_begun(self._answer, self._parser.get_status_code(), self._head)
 
     def on_body(self, data: bytes) -> None:
+        self._unread_bytes = 0
         if not self._done:
             self._answer.response_body(data)
 
