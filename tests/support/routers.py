@@ -278,9 +278,10 @@ class Bench:
 
 
 @asynccontextmanager
-async def serving(app: web.Application) -> AsyncIterator[str]:
-    """A real aiohttp server; its URL."""
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+async def serving(app: web.Application, **more: Any) -> AsyncIterator[str]:
+    """A real aiohttp server; its URL. `more`: for its runner."""
+    settings = {"access_log": None, "handler_cancellation": True, "shutdown_timeout": 0.1, **more}
+    runner = web.AppRunner(app, **settings)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:

@@ -1,0 +1,1 @@
+"""Request smuggling: what is sent, real upstreams that write down what reaches them, and a strict reader of answers."""
