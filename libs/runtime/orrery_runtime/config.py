@@ -110,6 +110,9 @@ class Settings(BaseSettings):
         0.5, description="Time between saying that this process takes nothing new and closing its listener."
     )
     drain_timeout_s: Seconds = Field(10.0, description="Longest wait at stop for requests that are under way.")
+    websocket_drain_s: Seconds = Field(
+        5.0, description="Time over which a router that stops spreads the ends of its WebSockets, when there are many."
+    )
 
     session_max_age_s: PositiveSeconds = Field(
         14 * 86_400.0, description="Life of a browser session; it ends earlier when it is revoked."

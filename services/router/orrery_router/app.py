@@ -125,7 +125,7 @@ async def body(process: Process) -> None:
     gc.freeze()
     await process.register(places[0].url, lease_loss="renew")
     await process.run_until_stopped()
-    await plane.drain(settings.drain_timeout_s)
+    await plane.drain(settings.drain_timeout_s, websockets_s=settings.websocket_drain_s)
     await activity.flush(resolution_s=0.0)
 
 

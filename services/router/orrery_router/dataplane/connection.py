@@ -29,6 +29,10 @@ NOBODY: Final = Peer("", trusted=False)
 SHORT_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"POST", b"PUT", b"PATCH"})
 
 
+SERVICE_RESTART: Final = b"\x88\x02" + (1012).to_bytes(2, "big")
+"""A WebSocket's close frame, as servers send it (RFC 6455 §5.5.1)."""
+
+
 class Client(asyncio.Protocol):
     """One browser's connection.
 
@@ -57,6 +61,8 @@ class Client(asyncio.Protocol):
     _refusal: tuple[int, str] | None = None
     _refused_head: Head | None = None
     _linger_until = 0.0
+    lingering = False
+    """Everything was said; what still comes is thrown away."""
     _head_since = 0.0
 
     def __init__(self, server: DataPlane, arrival: Arrival, peer: Peer | None) -> None:
@@ -244,7 +250,7 @@ class Client(asyncio.Protocol):
     def exchange_finished(self, exchange: Exchange, *, close: bool) -> None:
         if exchange is not self._current:
             return
-        if close or self._spliced or self.server.draining:
+        if close or self._spliced:
             self._current = None
             self.close(linger=not exchange.request_ended)
         elif exchange.request_ended:
@@ -318,6 +324,7 @@ class Client(asyncio.Protocol):
             return
         self.quiet = False
         if linger:
+            self.lingering = True
             self._linger_until = monotonic() + limits.TICK_S * 2
             self._held.clear()
             self.transport.resume_reading()
@@ -325,6 +332,20 @@ class Client(asyncio.Protocol):
                 self.transport.write_eof()
         else:
             self.transport.close()
+
+    def listen_for_silence(self) -> None:
+        """From now on it is noticed whether the server of a WebSocket says anything (`close_websocket`)."""
+        if self._current is not None:
+            self._current.silent = True
+
+    def close_websocket(self) -> None:
+        """Ends a WebSocket: by a frame that says why, if this is a place where a frame can begin."""
+        exchange, transport = self._current, self.transport
+        if exchange is None or transport is None or self._linger_until:
+            return
+        if exchange.silent and self.writable and transport.get_write_buffer_size() == 0:
+            self.write(SERVICE_RESTART)
+        self.close(linger=True)
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -351,6 +372,9 @@ class Client(asyncio.Protocol):
             self._refuse(408, "The request's head did not come in time.")
         elif self.quiet and quiet_s > self.server.bounds.keepalive_timeout_s:
             self.close()
+        elif self.quiet and self.server.draining:
+            if now - max(self.last_at, self.server.draining_since) > limits.QUIET_DRAIN_S:
+                self.close()
         elif self._receiving is not None and not self._held and quiet_s > self.server.bounds.body_timeout_s:
             self._refuse(408, "The request's body did not come in time.")
         elif self._current is not None:

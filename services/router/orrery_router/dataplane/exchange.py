@@ -41,6 +41,8 @@ class Exchange:
     _chunked_answer = False
     _close_after = False
     _spliced = False
+    silent = False
+    """Nothing came from the upstream of a WebSocket since this was set."""
 
     def __init__(self, client: Client, head: Head, *, request_ended: bool) -> None:
         self.client, self.head, self.request_ended = client, head, request_ended
@@ -294,6 +296,9 @@ class Exchange:
         return True
 
     def upstream_bytes(self, data: bytes) -> None:
+        if self.client.lingering:
+            return
+        self.silent = False
         self.client.write(data)
         if self.plan is not None:
             self.client.server.activity.touch(self.plan.way.server_id)

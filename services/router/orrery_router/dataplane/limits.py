@@ -60,6 +60,13 @@ TICK_S: Final = 1.0
 
 COMPLAINT_INTERVAL_S: Final = 60.0
 """Between two lines in the log about the TLS of one upstream."""
+QUIET_DRAIN_S: Final = 2.0
+"""At the end, how long connections between two requests may bring one more, which is answered and ends them."""
+WEBSOCKET_PAUSE_S: Final = 0.1
+"""Between the ends of two WebSockets at the most."""
+SILENCE_S: Final = 0.1
+"""A server that says nothing on a WebSocket for as long is not in the middle of a frame."""
+
 POOL_IDLE_MAX: Final = 64
 """Idle connections kept per upstream."""
 POOL_IDLE_TIMEOUT_S: Final = 20.0

@@ -22,6 +22,7 @@ from orrery_runtime.errors import ConfigError
 from . import limits, proxy_protocol
 from .addresses import Address, Place
 from .arrival import Arrival, Trust
+from .handover import ignore_new_connections
 from .tls import Reloaded
 
 if TYPE_CHECKING:
@@ -101,6 +102,11 @@ class Listeners:
         """Once a second: certificates."""
         if self._tls is not None:
             self._tls.tick()
+
+    def ignore_new_connections(self) -> bool:
+        """Before `close`: what was not dealt to us yet is left to others who share a port. False: there is nobody to
+        leave it to, or no way."""
+        return any([ignore_new_connections(place.socket) for place in self._places])
 
     async def close(self) -> None:
         """Accepts no more. What is being opened goes on."""

@@ -17,6 +17,7 @@ from orrery_router.passing import Peer
 from . import limits
 from .arrival import Arrival, Trust
 from .connection import Client
+from .handover import HANDSHAKES_S
 from .head import KnownHeads
 from .limits import Limits
 from .listeners import Listeners
@@ -70,7 +71,7 @@ class DataPlane:
             self, trust=trust, tls=tls, tls_handshake_timeout_s=tls_handshake_timeout_s, hsts_max_age_s=hsts_max_age_s
         )
         self.known = KnownHeads()
-        self.draining = False
+        self.draining, self.draining_since = False, 0.0
         self._tally = Tally()
         self._clients: set[Connection] = set()
         self._empty = asyncio.Event()
@@ -98,27 +99,41 @@ class DataPlane:
             OPEN.labels("websocket").set(sum(client.spliced for client in self._clients))
             OPEN.labels("http").set(sum(not client.spliced for client in self._clients))
 
-    async def drain(self, timeout_s: float) -> None:
-        """Stops accepting, lets requests finish, closes WebSockets spread over the time that is left."""
-        self.draining = True
-        await self.listeners.close()
-        deadline = time.monotonic() + timeout_s
-        self.emptied()
-        for client in list(self._clients):
-            if client.quiet:
-                client.close()
-        sockets = [client for client in self._clients if client.spliced]
-        random.shuffle(sockets)
-        pause_s = min(0.2, timeout_s / 2 / max(1, len(sockets)))
-        for client in sockets:
-            client.close()
-            await asyncio.sleep(pause_s)
+    async def drain(self, timeout_s: float, *, websockets_s: float) -> None:
+        """Ends without losing a request: answers end their connections, the listener hears no new ones, those that say
+        nothing are closed after a while, and WebSockets one after the other."""
+        self.draining, self.draining_since = True, time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._stop_listening())
+            group.create_task(self._close_websockets(websockets_s))
+        await self._close_websockets(0.0)  # Those that have come since.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                await self._empty.wait()
+            async with asyncio.timeout(max(0.0, self.draining_since + timeout_s - time.monotonic())):
+                while self._clients or self.listeners.opening:
+                    self._empty.clear()
+                    await self._empty.wait()
         for client in list(self._clients):
             client.abort()
         self.pool.close()
+
+    async def _stop_listening(self) -> None:
+        if self.listeners.ignore_new_connections():
+            await asyncio.sleep(HANDSHAKES_S)
+        await self.listeners.close()
+
+    async def _close_websockets(self, spread_s: float) -> None:
+        """Spread over time, so that their owners do not all come back at once."""
+        sockets = [client for client in self._clients if isinstance(client, Client) and client.spliced]
+        if not sockets:
+            return
+        random.shuffle(sockets)
+        for client in sockets:
+            client.listen_for_silence()
+        await asyncio.sleep(limits.SILENCE_S)
+        pause_s = min(limits.WEBSOCKET_PAUSE_S, spread_s / len(sockets))
+        for client in sockets:
+            client.close_websocket()
+            await asyncio.sleep(pause_s)
 
     def connected(self, client: Connection) -> bool:
         """False: there are too many connections already."""
