@@ -182,7 +182,8 @@ class Workers:
             process.terminate()
         settings = self.settings
         try:
-            async with asyncio.timeout(settings.drain_notice_s + settings.drain_timeout_s + 2 * STEP_TIMEOUT_S):
+            drain_s = settings.drain_notice_s + max(settings.drain_timeout_s, settings.websocket_drain_s)
+            async with asyncio.timeout(drain_s + 2 * STEP_TIMEOUT_S):
                 code = await process.wait()
         except TimeoutError:
             _log.error("worker_killed", slot=worker.slot, pid=process.pid, reason="it did not end in time")

@@ -237,6 +237,8 @@ class Exchange:
         lines, left, more = passed.lines, passed.length, b""
         if plan is not None and plan.way.location is not None:
             lines = plan.way.location.rewritten(lines, request.host)
+        if plan is not None and plan.rewrite is not None:
+            lines = plan.rewrite(status, lines)
         if self.client.arrival.answer_header:
             lines = self.client.arrival.marked(lines)
         if request.method == b"HEAD" or status in (204, 304):
@@ -252,7 +254,8 @@ class Exchange:
             body = chunk(body) if body else b""
         if request.http10 or not request.fields.keep_alive or request.upgrade or server.draining:
             self._close_after = True
-        lines = passed.lines if plan is None or plan.rewrite is None else plan.rewrite(status, passed.lines)
+        elif not self.request_ended:
+            self._close_after = True  # Nobody reads the rest of a body that was not wanted.
         more += b"Connection: close\r\n\r\n" if self._close_after else b"\r\n"
         self.client.write(b"".join((lines, more, body)))
         return left
