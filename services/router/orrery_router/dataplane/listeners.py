@@ -106,7 +106,7 @@ class Listeners:
     def ignore_new_connections(self) -> bool:
         """Before `close`: what was not dealt to us yet is left to others who share a port. False: there is nobody to
         leave it to, or no way."""
-        return any([ignore_new_connections(place.socket) for place in self._places])
+        return sum(ignore_new_connections(place.socket) for place in self._places) > 0
 
     async def close(self) -> None:
         """Accepts no more. What is being opened goes on."""

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of the router's data plane: `make fuzz`."""
