@@ -16,15 +16,18 @@ import msgspec
 
 from orrery_events.catalog.route import RouteSet
 from orrery_events.principal import SESSION_COOKIE, TOKEN_PREFIX
+from orrery_router.dataplane.arrival import Arrival, Trust
 from orrery_router.dataplane.connection import Client
 from orrery_router.dataplane.head import KnownHeads
 from orrery_router.dataplane.limits import Limits
 from orrery_router.dataplane.pool import Pool
 from orrery_router.dataplane.server import DataPlane
-from orrery_router.dataplane.upstream import Target, Upstream
+from orrery_router.dataplane.tls import upstream_tls
+from orrery_router.dataplane.upstream import Upstream
 from orrery_router.domain import route_of
 from orrery_router.gateway import Gateway
 from orrery_router.projections import RouterState
+from orrery_router.target import Target
 from orrery_runtime.config import Settings
 from orrery_runtime.identity import Verifier
 from orrery_runtime.secrets import Secrets
@@ -33,6 +36,7 @@ SESSION: Final = f"{SESSION_COOKIE}=a-visitor's-own"
 TOKEN: Final = f"{TOKEN_PREFIX}of-a-visitor"
 """What cases put where credentials go; no upstream may see it there."""
 PEER: Final = "203.0.113.9"
+ARRIVAL: Final = Arrival(Trust(""), port=80)
 ANSWER: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 FORBIDDEN: Final = frozenset(
     {b"keep-alive", b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"forwarded", b"x-real-ip"}
@@ -91,13 +95,13 @@ class Wired(Pool):
     """Upstream connections without a network."""
 
     def __init__(self) -> None:
-        super().__init__(1.0)
+        super().__init__(1.0, upstream_tls(_settings()))
         self.opened: list[tuple[Upstream, Wire]] = []
 
     def take(self, target: Target, *, fresh: bool) -> Upstream:
         return super().take(target, fresh=fresh) or self._open(target)
 
-    async def connect(self, target: Target) -> Upstream:
+    async def connect(self, target: Target, timeout_s: float = 0.0) -> Upstream:
         return self._open(target)
 
     def _open(self, target: Target) -> Upstream:
@@ -121,8 +125,13 @@ def plane() -> tuple[DataPlane, Wired]:
 
 
 @cache
+def _settings() -> Settings:
+    return Settings.load(secret_key="x" * 40, head_bytes_max=4096)
+
+
+@cache
 def _plane() -> DataPlane:
-    settings = Settings.load(secret_key="x" * 40, head_bytes_max=4096)
+    settings = _settings()
     bounds, state = Limits.of(settings), RouterState()
     for name, policy in (("ada", "public"), ("bob", "owner")):
         event = RouteSet(
@@ -131,14 +140,17 @@ def _plane() -> DataPlane:
         )  # fmt: skip
         state.table.set(route_of(event))
     gateway = Gateway(
-        lambda: state, Verifier(lambda: state.identity), Secrets(settings.secret_key), base_url="/", port=80,
+        lambda: state, Verifier(lambda: state.identity), Secrets(settings.secret_key), base_url="/",
         public_url="", bounds=bounds, tracing=False,
     )  # fmt: skip
 
     async def nothing_new() -> bool:
         return True
 
-    return DataPlane(gateway, Silent(), nothing_new, base_url="/", bounds=bounds)  # type: ignore[arg-type]
+    return DataPlane(
+        gateway, Silent(), nothing_new, base_url="/", bounds=bounds,  # type: ignore[arg-type]
+        upstream_tls=upstream_tls(settings), trust=Trust(""),
+    )  # fmt: skip
 
 
 class Case:
@@ -148,7 +160,7 @@ class Case:
         self.plane, self.pool = made
         self.pool.opened.clear()
         self.pool.close()
-        self.client, self.wire = Client(self.plane), Wire()
+        self.client, self.wire = Client(self.plane, ARRIVAL, None), Wire()
         self.client.connection_made(self.wire)
         self.forwarded: list[Request] = []
         self._readers: list[tuple[h11.Connection, int]] = []
