@@ -321,7 +321,12 @@ async def test_logs_of_earlier_generations_go(driver: ProcessDriver, key: Server
 
 
 async def test_closing_does_not_wait_for_a_stop(driver: ProcessDriver, key: ServerKey) -> None:
-    await launched(driver, spec(key, ("sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")))
+    await launched(driver, spec(key, ("sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.05; done")))
+
+    async def is_deaf() -> bool:
+        return await driver.logs(key, 1) == ["deaf"]
+
+    await eventually(is_deaf)
     stopping = asyncio.ensure_future(driver.stop(key, 60))
     await driver.inspect(key)
     started = time.monotonic()

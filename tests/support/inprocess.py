@@ -148,7 +148,7 @@ def _plane() -> DataPlane:
         return True
 
     return DataPlane(
-        gateway, Silent(), nothing_new, base_url="/", bounds=bounds,  # type: ignore[arg-type]
+        gateway, Silent(), nothing_new, base_url="/", bounds=bounds,
         upstream_tls=upstream_tls(settings), trust=Trust(""),
     )  # fmt: skip
 

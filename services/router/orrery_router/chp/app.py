@@ -78,7 +78,7 @@ async def body(process: Process) -> None:
             await serve(process, app, host=options.metrics_ip, port=options.metrics_port, path=options.metrics_socket)
         await process.register(url, lease_loss="renew")
         await process.run_until_stopped()
-        await plane.drain(process.settings.drain_timeout_s)
+        await plane.drain(process.settings.drain_timeout_s, websockets_s=process.settings.websocket_drain_s)
         await activity.flush()
 
 
