@@ -245,20 +245,24 @@ def check_forwarded(case: Case, sent: bytes) -> None:
         assert request.values(b"x-forwarded-for") == [PEER.encode()]
         assert len(request.values(b"authorization")) == 1
         assert SESSION.encode() not in b";".join(request.values(b"cookie")), request
-        told = b" ".join([*request.values(b"authorization"), *request.values(b"referer"), request.target.encode()])
+        query = request.target.partition("?")[2].encode("latin-1")
+        told = b" ".join([*request.values(b"authorization"), *request.values(b"referer"), query])
         assert TOKEN.encode() not in unquote_to_bytes(told), request
         path = request.target.partition("?")[0]
         for _ in range(3):
             resolved = posixpath.normpath(path.replace("\\", "/"))
             assert resolved == "/user/ada" or resolved.startswith("/user/ada/"), request.target
             path = unquote(path)
+    reader = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
     try:
-        wanted = read_requests(h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20), sent)
+        wanted = read_requests(reader, sent)
     except Unreadable:
         return
     asked = iter(wanted)
     for request in case.forwarded:
-        assert any(is_same(one, request) for one in asked), f"{request} was not asked for in {wanted}"
+        # h11 reads no further where it believes that a change of protocols was asked for.
+        unsure = str(reader.their_state) == "MIGHT_SWITCH_PROTOCOL"
+        assert any(is_same(one, request) for one in asked) or unsure, f"{request} was not asked for in {wanted}"
 
 
 def asked_of(case: Case) -> list[tuple[str, str, bytes]]:

@@ -1,4 +1,6 @@
-"""Heads and targets that nobody would write: whatever comes, what is forwarded is what was asked for and allowed."""
+"""Heads and targets that nobody would write: whatever comes, what is forwarded is what was asked for and allowed.
+
+The same cases every time; `make fuzz` looks further."""
 
 from __future__ import annotations
 
@@ -64,7 +66,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in pairwise(edges)]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(STREAMS, st.lists(st.integers(0, 2000), max_size=4))
 def test_what_is_forwarded_is_what_was_asked_for(
     loop: asyncio.AbstractEventLoop, data: bytes, places: list[int]
@@ -107,7 +109,7 @@ ANSWERS = st.lists(
 ).map(lambda parts: "".join(parts).encode("latin-1"))  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(ANSWERS)
 def test_whatever_a_server_says_a_client_can_read_it(loop: asyncio.AbstractEventLoop, answer: bytes) -> None:
     """Or it sees its connection end in the middle of an answer; and nobody gets a second answer to one request."""
