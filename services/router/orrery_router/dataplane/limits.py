@@ -60,6 +60,8 @@ TICK_S: Final = 1.0
 
 COMPLAINT_INTERVAL_S: Final = 60.0
 """Between two lines in the log about the TLS of one upstream."""
+COMPLAINTS_MAX: Final = 1000
+"""Upstreams about whose TLS it is remembered when the log was told."""
 QUIET_DRAIN_S: Final = 2.0
 """At the end, how long connections between two requests may bring one more, which is answered and ends them."""
 WEBSOCKET_PAUSE_S: Final = 0.1

@@ -63,6 +63,8 @@ class Pool:
         now = time.monotonic()
         if now - self._complained.get(target, -limits.COMPLAINT_INTERVAL_S) < limits.COMPLAINT_INTERVAL_S:
             return
+        if len(self._complained) >= limits.COMPLAINTS_MAX:
+            self._complained.clear()
         self._complained[target] = now
         _log.warning(
             "upstream_tls_refused",
