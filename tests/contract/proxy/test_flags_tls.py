@@ -4,6 +4,8 @@ that ask for the proxy's own; redirects to HTTPS; and targets on unix sockets.""
 from __future__ import annotations
 
 import asyncio
+import atexit
+import shutil
 import ssl
 import tempfile
 from collections.abc import AsyncIterator
@@ -29,7 +31,9 @@ REDIRECT_PORT = free_port()
 @cache
 def authority() -> Authority:
     """Signs for everybody here."""
-    found = Authority(Path(tempfile.mkdtemp(prefix="orrery-certificates-")))
+    folder = tempfile.mkdtemp(prefix="orrery-certificates-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    found = Authority(Path(folder))
     for name in ("public", "api", "hub", "proxy", "target"):
         found.issue(name, "127.0.0.1", "localhost")
     return found
