@@ -87,8 +87,8 @@ class IdentityState:
     }
 
     def __init__(self) -> None:
-        self.version = 0
-        """Grows whenever a verdict may have changed: one that was found at the same version still holds."""
+        self.stamp = object()
+        """Another one whenever a verdict may have changed: one that was found with the same still holds."""
         self.users: dict[str, User] = {}
         """By user id."""
         self.user_ids: dict[str, str] = {}
@@ -103,7 +103,7 @@ class IdentityState:
         self._revocations_digest = 0
 
     def apply(self, recorded: Recorded, event: Event) -> None:  # noqa: ARG002  (the projection's interface)
-        self.version += 1
+        self.stamp = object()
         match event:
             case UserCreated() | UserUpdated():
                 self._put_user(event)

@@ -59,8 +59,8 @@ class Gateway:
         self._tracing = tracing
         self._edge_line = f"{EDGE_HEADER}: {secrets.edge_proof}\r\n".encode()
         self._turn = 0
-        self._principals: dict[tuple[bytes, str], tuple[Principal | None, object, int]] = {}
-        """Who presents which credentials, as found with these identities at that version."""
+        self._principals: dict[tuple[bytes, str], tuple[Principal | None, object]] = {}
+        """Who presents which credentials, as found with the identities of that stamp."""
         self._secret_of = lru_cache(maxsize=SECRETS_MAX)(secrets.server_secret)
         self._request_prefix, self._asked = new_id()[:-8], 0
         self._control_way = Way(
@@ -136,12 +136,11 @@ class Gateway:
             return self._no_route(head, path, request_id, proven=proven) if last_look else Miss()
         if path.ambiguous and _is_ambiguous_prefix(path, route):
             raise BadRequest(400, "This address cannot be used.")
-        leave, identity = head.fields.leave, state.identity
+        leave = head.fields.leave
         if (
             leave is None
             or leave.route is not route
-            or leave.version != identity.version
-            or leave.identity is not identity
+            or leave.stamp is not state.identity.stamp
             or leave.place != peer.place
             or leave.until <= time.time()
             or head.method not in SAFE
@@ -189,13 +188,12 @@ class Gateway:
             self._check_origin(head, peer)
         if self._bounds.body_bytes_max and head.length > self._bounds.body_bytes_max:
             raise BadRequest(413, too_large(self._bounds.body_bytes_max))
-        identity = self._state().identity
+        stamp = self._state().identity.stamp
         until = math.inf if known is None or known.expires_at is None else known.expires_at
         return Leave(
             route,
             peer.place,
-            identity,
-            identity.version,
+            stamp,
             until,
             self._way_of(route),
             self._lines_for(head, route, peer, visitor=known),
@@ -268,15 +266,15 @@ class Gateway:
     def _principal(self, head: Head) -> Principal | str | None:
         """The principal; a text: a credential that is no good; None: one that we may not have heard of yet."""
         credentials = (head.get(b"authorization"), head.fields.session_cookie())
-        identity, now = self._state().identity, time.time()
-        known, since, version = self._principals.get(credentials, NOBODY)
-        if known is not None and since is identity and version == identity.version and not _is_over(known, now):
+        stamp, now = self._state().identity.stamp, time.time()
+        known, since = self._principals.get(credentials, NOBODY)
+        if known is not None and since is stamp and not _is_over(known, now):
             return known
         verdict = self._verifier.authenticate(credentials[0].decode("latin-1"), credentials[1], now)
         if isinstance(verdict, Principal):
             if len(self._principals) >= PRINCIPALS_MAX:
                 self._principals.clear()
-            self._principals[credentials] = (verdict, identity, identity.version)
+            self._principals[credentials] = (verdict, stamp)
         if verdict is None:
             return "nothing"
         return None if verdict in ("unknown_key", "unknown_user") else verdict
@@ -322,7 +320,7 @@ class Gateway:
 
 
 PRINCIPALS_MAX: Final = 4096
-NOBODY: Final = (None, None, -1)
+NOBODY: Final = (None, None)
 SECRETS_MAX: Final = 20_000
 """Secrets of servers that are remembered, a hundred bytes each."""
 NONE: Final[tuple[Span | None, bytes]] = (None, b"")

@@ -58,8 +58,7 @@ class Leave(msgspec.Struct, frozen=True):
     route: Route
     place: str
     """Where the request came from."""
-    identity: object
-    version: int
+    stamp: object
     """Of the identities."""
     until: float
     """Unix seconds at which the credential expires."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from orrery_router import passing
 from orrery_router.lines import Header
@@ -19,6 +19,9 @@ from .upstream import EXCESS, Upstream
 
 if TYPE_CHECKING:
     from .connection import Client
+
+
+BODYLESS: Final = (204, 304)
 
 
 class Exchange:
@@ -234,14 +237,12 @@ class Exchange:
         self.status = status
         self.response_begun = True
         passed = passing.from_upstream(head, trusted=plan is None or plan.way.trusted, base_url=server.base_url)
-        lines, left, more = passed.lines, passed.length, b""
-        if plan is not None and plan.way.location is not None:
-            lines = plan.way.location.rewritten(lines, request.host)
-        if plan is not None and plan.rewrite is not None:
-            lines = plan.rewrite(status, lines)
+        lines, left, more = passed.lines, passed.length, b"\r\n"
+        if plan is not None and (plan.way.location is not None or plan.rewrite is not None):
+            lines = _put_right(lines, plan, status, request)
         if self.client.arrival.answer_header:
             lines = self.client.arrival.marked(lines)
-        if request.method == b"HEAD" or status in (204, 304):
+        if status in BODYLESS or request.method == b"HEAD":
             left, body = EXCESS if body else 0, b""
         elif left >= 0:
             left -= len(body)
@@ -250,13 +251,13 @@ class Exchange:
         elif request.http10:
             self._close_after = True
         else:
-            self._chunked_answer, more = True, b"Transfer-Encoding: chunked\r\n"
+            self._chunked_answer, more = True, b"Transfer-Encoding: chunked\r\n\r\n"
             body = chunk(body) if body else b""
-        if request.http10 or not request.fields.keep_alive or request.upgrade or server.draining:
+        # Nobody reads the rest of a body that was not wanted.
+        if request.is_last or not self.request_ended or server.draining:
             self._close_after = True
-        elif not self.request_ended:
-            self._close_after = True  # Nobody reads the rest of a body that was not wanted.
-        more += b"Connection: close\r\n\r\n" if self._close_after else b"\r\n"
+        if self._close_after:
+            more = b"Connection: close\r\n" + more
         self.client.write(b"".join((lines, more, body)))
         return left
 
@@ -388,9 +389,13 @@ class Exchange:
         self._task = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
 
     def _finish(self, status: int) -> None:
-        if self.finished:
-            return
-        self.finished = True
-        client = self.client
-        client.server.observe(self, status)
-        client.exchange_finished(self, close=self._close_after)
+        if not self.finished:
+            self.finished = True
+            self.client.server.observe(self, status)
+            self.client.exchange_finished(self, close=self._close_after)
+
+
+def _put_right(lines: bytes, plan: Plan, status: int, request: Head) -> bytes:
+    if plan.way.location is not None:
+        lines = plan.way.location.rewritten(lines, request.host)
+    return plan.rewrite(status, lines) if plan.rewrite is not None else lines

@@ -147,6 +147,11 @@ class Head:
         return self.fields.keep_alive
 
     @property
+    def is_last(self) -> bool:
+        """True if the connection cannot take another request after this one."""
+        return not self.fields.keep_alive or self.http10 or bool(self.upgrade)
+
+    @property
     def has_body(self) -> bool:
         return self.fields.chunked or self.fields.length > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator
 from time import monotonic
 from typing import Final
@@ -19,16 +20,15 @@ class Tally:
     """Counts of one process. prometheus_client's own counters cost a request as much as its routing does."""
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[int, str], int] = {}
-        """By first digit of the status and kind of the target."""
+        self.requests: defaultdict[str, list[int]] = defaultdict(lambda: [0] * len(CODE_CLASSES))
+        """By kind of the target and first digit of the status."""
         self.buckets = [[0] * (len(BUCKETS_S) + 1) for _ in CODE_CLASSES]
         self.sums_s = [0.0] * len(CODE_CLASSES)
         COUNTED.tallies.append(self)
 
     def add(self, code_class: int, kind: str, began_at: float) -> None:
         """`began_at`: monotonic seconds; 0: how long it took is not to be counted."""
-        key = (code_class, kind)
-        self.requests[key] = self.requests.get(key, 0) + 1
+        self.requests[kind][code_class] += 1
         if began_at:
             duration_s = monotonic() - began_at
             self.buckets[code_class][bisect_left(BUCKETS_S, duration_s)] += 1
@@ -47,8 +47,10 @@ class Counted(Collector):
     def collect(self) -> Iterator[Metric]:
         requests, durations = _families()
         for tally in self.tallies:
-            for (code_class, kind), count in tally.requests.items():
-                requests.add_metric([CODE_CLASSES[code_class], kind], count)
+            for kind, counts in tally.requests.items():
+                for name, count in zip(CODE_CLASSES, counts, strict=True):
+                    if count:
+                        requests.add_metric([name, kind], count)
             for name, counts, sum_s in zip(CODE_CLASSES, tally.buckets, tally.sums_s, strict=True):
                 if any(counts):
                     durations.add_metric([name], _cumulative(counts), sum_s)
