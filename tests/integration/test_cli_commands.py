@@ -212,7 +212,7 @@ async def test_replay_verify_sees_what_differs(tmp_path: Path, database_url: str
         good = await verify.verify(log, [])
         assert {f.what: f.ok for f in good} == {
             "log": True,
-            **{f"{name} from es.latest": True for name in ("api", "auth", "router", "spawner")},
+            **{f"{name} from es.latest": True for name in ("api", "auth", "proxy", "router", "spawner")},
         }
         live = verify.Live(service="router", slot="router-1", epoch=1, position=3, digest="something else")
         found = {f.what: f.ok for f in await verify.verify(log, [live])}

@@ -238,8 +238,9 @@ def test_the_forking_process_imports_everything_without_a_thread() -> None:
     """A thread that an import starts would be missing in every fork."""
     code = """
 import importlib, threading
-from orrery_cli.supervisor.forking import MODULES
-for module in MODULES: importlib.import_module(module)
+from orrery_cli.proxy import run
+from orrery_cli.supervisor import preload
+for module in (*preload.MODULES, *run.MODULES): importlib.import_module(module)
 import os
 assert threading.active_count() == 1, threading.enumerate()
 assert len(os.listdir("/proc/self/task")) == 1, "a native thread"

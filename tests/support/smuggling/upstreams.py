@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -161,7 +162,7 @@ async def nginx_upstream(root: Path) -> AsyncIterator[Recorder]:
     port, log, config = free_port(), root / "seen.log", root / "nginx.conf"
     config.write_text(NGINX.format(root=root, port=port, inner=free_port()))
     log.touch()
-    process = subprocess.Popen(["nginx", "-p", str(root), "-c", str(config)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([found("nginx"), "-p", str(root), "-c", str(config)], stderr=subprocess.DEVNULL)
     try:
         await eventually(lambda: accepts(port))
         yield Recorder(f"http://127.0.0.1:{port}", lambda: [of_nginx(line) for line in whole_lines(log).splitlines()])
@@ -196,9 +197,14 @@ UPSTREAMS: Final[dict[str, Callable[[Path], AbstractAsyncContextManager[Recorder
 }
 
 
+def found(program: str) -> str:
+    """Debian keeps servers where an ordinary user's PATH does not look."""
+    return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") or ""
+
+
 def missing(name: str) -> str:
     """Why an upstream cannot be started here; empty if it can."""
     program = name.partition("-")[0]
-    if program == "aiohttp" or shutil.which(program):
+    if program == "aiohttp" or found(program):
         return ""
     return f"{program} is not installed here"
