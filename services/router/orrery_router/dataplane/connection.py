@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +17,7 @@ from orrery_router.replies import Reply
 from . import limits
 from .arrival import Arrival
 from .exchange import Exchange
-from .head import BadRequest, Fields, Head
+from .head import NO_FIELDS, BadRequest, Fields, Head
 
 if TYPE_CHECKING:
     from .server import DataPlane
@@ -55,8 +54,12 @@ class Client(asyncio.Protocol):
     the parser has made of a head, or of trailers."""
     _block = b""
     """The header lines, if what is being parsed is one head that came in one piece."""
+    _last: tuple[bytes, Fields] = (b"\n", NO_FIELDS)
+    """The block of the last request, and what it says: the next one is mostly the same."""
     _current: Exchange | None = None
     _receiving: Exchange | None = None
+    _held: frozenset[str] = frozenset()
+    """Why nothing is read."""
     _spliced = False
     _refusal: tuple[int, str] | None = None
     _refused_head: Head | None = None
@@ -69,8 +72,7 @@ class Client(asyncio.Protocol):
         """`peer`: where its transport does not say it."""
         self.server, self.arrival = server, arrival
         self.peer = peer or NOBODY
-        self._waiting: deque[Exchange] = deque()
-        self._held: set[str] = set()
+        self._waiting: list[Exchange] = []
         self.last_at = monotonic()
 
     # asyncio.Protocol
@@ -87,25 +89,37 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.last_at = monotonic()
         if self.quiet and data[-4:] == b"\r\n\r\n":
-            line, _, block = data.partition(b"\r\n")
-            fields = self.server.known.find(block)
-            if fields is not None and line[-9:] == b" HTTP/1.1" and len(data) <= self.server.bounds.head_bytes_max:
-                method, _, target = line[:-9].partition(b" ")
-                path = plain_path(target, self.server.base_url)
-                if path is not None and method in SHORT_METHODS:
-                    self.quiet = False
-                    self._current = exchange = Exchange(self, Head(method, target, fields, path), request_ended=True)
-                    exchange.start()
-                    return
-            # One head and nothing after it: what llhttp makes of it is worth to be remembered.
-            self._block = block if line and block.find(b"\r\n\r\n") == len(block) - 4 else b""
-            self._parse(data)
-            self._block = b""
+            block, fields = self._last
+            end = data.find(b"\r\n")
+            if len(data) - end - 2 == len(block) and data.endswith(block):
+                self._short_way(data[:end], fields, data)
+            else:
+                block = data[end + 2 :]
+                known = self.server.known.find(block)
+                if known is not None:
+                    self._last = (block, known)
+                self._short_way(data[:end], known, data)
         elif self._spliced:
             if self._current is not None:
                 self._current.client_bytes(data)
         elif not self._linger_until and self._refusal is None:
             self._parse(data)
+
+    def _short_way(self, line: bytes, fields: Fields | None, data: bytes) -> None:
+        """A head that may be known. `line`: its first one; `fields`: what the others say, if that is known."""
+        if fields is not None and line[-9:] == b" HTTP/1.1" and len(data) <= self.server.bounds.head_bytes_max:
+            method, _, target = line[:-9].partition(b" ")
+            path = plain_path(target, self.server.base_url)
+            if path is not None and method in SHORT_METHODS:
+                self.quiet = False
+                self._current = exchange = Exchange(self, Head(method, target, fields, path), request_ended=True)
+                exchange.start()
+                return
+        # One head and nothing after it: what llhttp makes of it is worth to be remembered.
+        block = data[len(line) + 2 :]
+        self._block = block if line and block.find(b"\r\n\r\n") == len(block) - 4 else b""
+        self._parse(data)
+        self._block = b""
 
     def _parse(self, data: bytes) -> None:
         parser = self._parser
@@ -197,8 +211,8 @@ class Client(asyncio.Protocol):
         head.http10 = http10
         if parser.should_upgrade():
             head.upgrade = head.get(b"upgrade").lower().strip()
-        elif self._block:
-            self.server.known.learn(self._block, fields)
+        elif self._block and self.server.known.learn(self._block, fields):
+            self._last = (self._block, fields)
         exchange = Exchange(self, head, request_ended=not (head.has_body or head.upgrade))
         self._receiving = exchange
         self._waiting.append(exchange)
@@ -225,7 +239,7 @@ class Client(asyncio.Protocol):
 
     def _next(self) -> None:
         while self._current is None and self._waiting and self.transport is not None and not self._linger_until:
-            self._current = self._waiting.popleft()
+            self._current = self._waiting.pop(0)
             self.free("pipeline")
             self._current.check_and_start()
         if self._current is None and self._refusal is not None:
@@ -260,7 +274,7 @@ class Client(asyncio.Protocol):
         self._current = None
         self.last_at = monotonic()
         if self._held:
-            self._held.discard("upstream")
+            self._held -= {"upstream"}
             self.free("connecting")
         if self._waiting or self._refusal is not None:
             self._next()
@@ -268,7 +282,10 @@ class Client(asyncio.Protocol):
             self.quiet = True
 
     def splice(self) -> None:
+        """From now on bytes are bytes: what was needed to understand them is not kept for hours."""
         self._spliced = True
+        self._parser = None
+        self._last, self._target = (b"\n", NO_FIELDS), b""
 
     def _refuse(self, status: int, message: str) -> None:
         """A request that cannot be understood: answered, and the connection ends, because what follows cannot be
@@ -308,12 +325,12 @@ class Client(asyncio.Protocol):
 
     def hold(self, reason: str) -> None:
         """Stops reading until every reason is gone."""
-        self._held.add(reason)
+        self._held |= {reason}
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
     def free(self, reason: str) -> None:
-        self._held.discard(reason)
+        self._held -= {reason}
         if not self._held and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -326,7 +343,7 @@ class Client(asyncio.Protocol):
         if linger:
             self.lingering = True
             self._linger_until = monotonic() + limits.TICK_S * 2
-            self._held.clear()
+            self._held = frozenset()
             self.transport.resume_reading()
             if self.transport.can_write_eof():
                 self.transport.write_eof()

@@ -297,6 +297,9 @@ class Exchange:
         self.client.splice()
         if self._upstream is not None:
             self._send_kept(self._upstream)
+        self.head.forget()
+        if self.plan is not None:
+            self.plan.head = b""
         return True
 
     def upstream_bytes(self, data: bytes) -> None:

@@ -155,6 +155,10 @@ class Head:
     def has_body(self) -> bool:
         return self.fields.chunked or self.fields.length > 0
 
+    def forget(self) -> None:
+        """Keeps what a WebSocket's hours may still need."""
+        self.fields, self.target, self.path = NO_FIELDS, b"", None
+
     def get(self, name: bytes) -> bytes:
         """The first value of a header (name in lower case), or nothing."""
         return self.fields.text.get(name, b"")
@@ -200,13 +204,15 @@ class KnownHeads:
                 self.learn(block, fields)
         return fields
 
-    def learn(self, block: bytes, fields: Fields) -> None:
-        """Only for what the parser took for one whole head, and for what is whole without a body."""
+    def learn(self, block: bytes, fields: Fields) -> bool:
+        """Only for what the parser took for one whole head, and for what is whole without a body. False: it is not to
+        be known."""
         if not fields.safe_to_know or len(block) > self.BLOCK_BYTES_MAX:
-            return
+            return False
         if len(self._young) >= self.GENERATION_MAX:
             self._old, self._young = self._young, {}
         self._young[block] = fields
+        return True
 
 
 def host_name(host: bytes) -> str:
@@ -244,3 +250,6 @@ def chunk(data: bytes) -> bytes:
 
 def last_chunk(trailers: list[Header]) -> bytes:
     return b"0\r\n%b\r\n" % lines_of(trailers)
+
+
+NO_FIELDS: Final = Fields([], http10=True)

@@ -69,7 +69,7 @@ WEBSOCKET_PAUSE_S: Final = 0.1
 SILENCE_S: Final = 0.1
 """A server that says nothing on a WebSocket for as long is not in the middle of a frame."""
 
-POOL_IDLE_MAX: Final = 64
+POOL_IDLE_MAX: Final = 256
 """Idle connections kept per upstream."""
 POOL_IDLE_TIMEOUT_S: Final = 20.0
 FRESH_IDLE_S: Final = 1.0
