@@ -43,7 +43,7 @@ def cycle(number: int, generation: int, *, last: bool) -> tuple[str, list[list[E
         RouteSet(
             route_id=route_id,
             prefix=prefix,
-            target=f"http://127.0.0.1:{10_000 + number}",
+            target=f"http://127.0.0.1:{10_000 + number % 50_000}",
             policy="owner",
             owner_id=user_id,
             owner_name=user,
