@@ -64,14 +64,17 @@ machine). Every result is kept as JSON in `benchmarks/results/`.
 def page() -> str:
     up, convergence, replay, append = (read(name) for name in ("up", "convergence", "replay", "append"))
     where = up["machine"]
+    pythons = sorted({read(path.stem)["machine"]["python"] for path in FOLDER.glob("*.json")})
     acknowledged, visible = convergence["acknowledged_ms"], convergence["in_every_table_ms"]
+    used_cores = sum(convergence["processor_ms_per_event"].values()) * convergence["rate_per_s"] / 1000
     services = {slot: used for slot, used in up["memory_mb"].items() if slot not in ("postgres", "nats")}
     largest = max(services, key=lambda slot: services[slot]["rss_mb"])
     rows = [
         ("`orrery up` to ready, empty data directory", f"{up['first_s']['median']:.1f} s", "6 s"),
         ("`orrery up` to ready, again", f"{up['again_s']['median']:.1f} s", "3 s"),
         (
-            f"append recorded → in every router's table, at {convergence['rate_per_s']:.0f} events/s",
+            f"append recorded → in every router's table, {convergence['routers']} routers, {convergence['rate_per_s']:.0f} "
+            f"events/s (load and platform then use {used_cores:.1f} cores)",
             f"p50 {visible['p50']:.1f} ms, p99 {visible['p99']:.1f} ms",
             "p50 3 ms, p99 15 ms",
         ),
@@ -94,7 +97,7 @@ def page() -> str:
     lines = [
         INTRODUCTION,
         (
-            f"{where['cores']} cores, {where['memory_gb']} GB, {where['system']}, Python {where['python']}; "
+            f"{where['cores']} cores, {where['memory_gb']} GB, {where['system']}, Python {' and '.join(pythons)}; "
             f"measured {up['measured']}.\n"
         ),
         "| what | measured | goal |",
