@@ -73,8 +73,10 @@ def page() -> str:
         ("`orrery up` to ready, empty data directory", f"{up['first_s']['median']:.1f} s", "6 s"),
         ("`orrery up` to ready, again", f"{up['again_s']['median']:.1f} s", "3 s"),
         (
-            f"append recorded → in every router's table, {convergence['routers']} routers, {convergence['rate_per_s']:.0f} "
-            f"events/s (load and platform then use {used_cores:.1f} cores)",
+            (
+                f"append recorded → in every router's table, {convergence['routers']} routers, "
+                f"{convergence['rate_per_s']:.0f} events/s (load and platform then use {used_cores:.1f} cores)"
+            ),
             f"p50 {visible['p50']:.1f} ms, p99 {visible['p99']:.1f} ms",
             "p50 3 ms, p99 15 ms",
         ),
