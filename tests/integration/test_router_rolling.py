@@ -185,10 +185,13 @@ async def test_websockets_are_told_that_their_router_ends(bench: Bench) -> None:
         ]
 
         async def end(ws: aiohttp.ClientWebSocketResponse) -> tuple[float, int]:
-            await ws.send_str("hello")
-            assert (await ws.receive(5)).data == "hello"
             assert (await ws.receive(20)).type is aiohttp.WSMsgType.CLOSE
             return loop.time(), ws.close_code or 0
+
+        # A server that speaks while the router ends could be in the middle of a frame, and nothing is put into that.
+        for ws in opened:
+            await ws.send_str("hello")
+            assert (await ws.receive(5)).data == "hello"
 
         ends = [asyncio.create_task(end(ws)) for ws in opened]
         router.terminate()
