@@ -33,6 +33,7 @@ from orrery_events.log import EventLog, create_pool
 from orrery_events.registry import Event
 from orrery_runtime.secrets import Secrets
 from orrery_spawner.drivers.environment import GENERATION_MARKER, ID_MARKER
+from orrery_spawner.drivers.processes import settled_environ
 from tests.support.wait import eventually
 
 SECRET_KEY = "a secret key of a test, forty characters"
@@ -297,6 +298,6 @@ def marked_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
     """Every running process that says which server it belongs to."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            env = process.environ()
+            env = settled_environ(process)
             if ID_MARKER in env and process.status() != psutil.STATUS_ZOMBIE:
                 yield process, env

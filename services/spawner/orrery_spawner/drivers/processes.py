@@ -23,6 +23,9 @@ LOOPBACK = "127.0.0.1"
 POLL_S = 0.02
 KILL_WAIT_S = 5.0
 """How long a process may take to end after SIGKILL before we say that we do not know."""
+EXEC_LOOK_S = 0.001
+EXEC_WAIT_S = 0.02
+"""The moment of an `exec` takes microseconds, or what the scheduler makes of them; `env -i` looks like it for ever."""
 SWEEPS_MAX = 5
 """A process that forks while it is being looked for is found in the next sweep."""
 
@@ -55,8 +58,22 @@ def marked(key: ServerKey) -> Iterator[psutil.Process]:
         if process.pid == own:
             continue
         with suppress(psutil.Error, OSError):
-            if wanted <= process.environ().items() and process.status() != psutil.STATUS_ZOMBIE:
+            if wanted <= settled_environ(process).items() and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
+
+
+def settled_environ(process: psutil.Process) -> dict[str, str]:
+    """A process's environment, read again while it is between two programs: in the midst of `exec` Linux shows none,
+    and a server's process would not be known for one."""
+    env = process.environ()
+    deadline = time.monotonic() + EXEC_WAIT_S
+    # Threads of the kernel (their parents are 0 and 2) and what has ended show none for ever.
+    while not env and process.ppid() not in (0, 2) and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(EXEC_LOOK_S)
+        env = process.environ()
+    return env
 
 
 def listener_is_ours(record: ProcessRecord, key: ServerKey, port: int) -> bool | None:
