@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import psutil
@@ -33,12 +34,16 @@ QUICK = {
     "strip_prefix": True,
 }
 WAITS_THEN_SERVES = """
-import sys, time, http.server as h
-time.sleep(3)
+import os, sys, time, http.server as h
+while not os.path.exists(sys.argv[2] + "/go"): time.sleep(0.05)
 h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind="127.0.0.1")
 """
-SLOW = {"display_name": "Slow", "command": ["{python}", "-c", WAITS_THEN_SERVES, "{port}"], "strip_prefix": True}
-"""Takes so long to start that something can be killed meanwhile."""
+SLOW = {
+    "display_name": "Slow",
+    "command": ["{python}", "-c", WAITS_THEN_SERVES, "{port}", "{home}"],
+    "strip_prefix": True,
+}
+"""Does not come up before it is let (`gate`), so that something can be killed meanwhile."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -90,7 +95,7 @@ async def event_seen(ada: Person, server: str, type_: str) -> None:
 async def test_a_killed_service_comes_back_and_the_kernel_never_notices(
     platform: Platform, ada: Person, kernel: Kernel, slot: str
 ) -> None:
-    server = await being_started(ada, f"with-{slot}")
+    server = await being_started(platform, ada, f"with-{slot}")
     old = await platform.kill(slot, wait=False)
     await eventually(kernel.answers, timeout_s=5)
     await platform.replaced(slot, old)
@@ -100,7 +105,7 @@ async def test_a_killed_service_comes_back_and_the_kernel_never_notices(
 
 @pytest.mark.invariant(12)
 async def test_nats_killed(platform: Platform, ada: Person, kernel: Kernel) -> None:
-    server = await being_started(ada, "with-nats")
+    server = await being_started(platform, ada, "with-nats")
     old = await platform.kill("nats", wait=False)
     await eventually(kernel.answers, timeout_s=5)
     await platform.replaced("nats", old)
@@ -109,7 +114,7 @@ async def test_nats_killed(platform: Platform, ada: Person, kernel: Kernel) -> N
 
 @pytest.mark.invariant(12)
 async def test_postgres_killed(platform: Platform, ada: Person, kernel: Kernel) -> None:
-    server = await being_started(ada, "with-postgres")
+    server = await being_started(platform, ada, "with-postgres")
     old = await platform.kill("postgres", wait=False)
     assert await kernel.run("6*7", timeout_s=5) == "42", "the data plane needs no database"
     await platform.replaced("postgres", old)
@@ -189,13 +194,18 @@ async def test_spawner_killed_after_its_claim(platform: Platform, ada: Person, k
     await eventually(kernel.answers, timeout_s=5)
 
 
-async def being_started(ada: Person, server: str) -> str:
-    """A start that a spawner has claimed and that takes a while yet."""
+async def being_started(platform: Platform, ada: Person, server: str) -> str:
+    """A start that a spawner has claimed and that does not come to an end before `exactly_one_ready` lets it."""
+    gate(platform).unlink(missing_ok=True)
     status, answer = await post_without_waiting(ada, server, "slow")
     assert status == 202, (status, answer)
     await event_seen(ada, server, "server.start_claimed")
-    assert "server.ready" not in await starts(ada, server), "too late to kill anything during it"
     return server
+
+
+def gate(platform: Platform) -> Path:
+    """Servers of the profile `slow` come up once this file is there."""
+    return platform.data_dir / "homes" / "ada" / "go"
 
 
 async def post_without_waiting(ada: Person, server: str, profile: str) -> tuple[int, object]:
@@ -211,6 +221,7 @@ async def post_without_waiting(ada: Person, server: str, profile: str) -> tuple[
 
 async def exactly_one_ready(platform: Platform, ada: Person, server: str) -> None:
     """The start came to one end, once, with one process; then it is stopped."""
+    gate(platform).touch()
     await ada.ready_server(server)
     history = await starts(ada, server)
     assert history.count("server.ready") == 1, history

@@ -171,13 +171,18 @@ async def test_the_routers_own_certificate_is_shown_and_a_new_one_taken(edge: Ed
     assert (await edge.fetch(prefix + "x"))[0] == 200
     stranger = Authority(edge.root, "other").issue("router-2", "router")
     kept = [shutil.copy(path, path.with_name(f"{path.name}.kept")) for path in edge.shown]
-    for new, path in zip(stranger, edge.shown, strict=True):
-        shutil.copy(new, path)
+    loaded = edge.router.log.count("tls_files_loaded")
 
-    async def is_refused() -> bool:
-        return (await edge.fetch(prefix + "x"))[0] in (502, 503)
+    async def slowly() -> AsyncIterator[bytes]:
+        """A request that is under way while the files change."""
+        yield b"begun"
+        for new, path in zip(stranger, edge.shown, strict=True):
+            shutil.copy(new, path)
+        await eventually(lambda: edge.router.log.count("tls_files_loaded") > loaded)
+        yield b"ended"
 
-    await eventually(is_refused)
+    assert (await edge.fetch(prefix + "x", method="POST", data=slowly()))[0] == 200
+    assert (await edge.fetch(prefix + "x"))[0] in (502, 503), "a connection of before is not used again"
     for old, path in zip(kept, edge.shown, strict=True):
         shutil.copy(old, path)
 

@@ -13,6 +13,7 @@ import msgspec
 from orrery_cli.datadir import DataDir, write_private
 from orrery_cli.embedded.roles import Roles
 from orrery_cli.errors import CliError
+from orrery_events.ids import new_id
 
 from .children import Spec, clean_environment
 from .logs import Logs
@@ -56,9 +57,9 @@ class Jobs:
 
     async def run(self, job: Job) -> Outcome:
         """Raises CliError with the sentence that the job failed with."""
-        file = self._data_dir.run / f"{job.kind}.job"
+        # Two replicas may come up on one data directory at the same time, each with a job of its own.
+        file = self._data_dir.run / f"{job.kind}-{new_id()}.job"
         done = file.with_suffix(".done")
-        done.unlink(missing_ok=True)
         write_private(file, msgspec.json.encode(job).decode())
         output = self._logs.open(LOG)
         try:

@@ -25,6 +25,8 @@ class Pool:
         """`tls`: what `https://` targets are spoken to with."""
         self._connect_timeout_s, self._tls = connect_timeout_s, tls
         self._idle: dict[Target, deque[Upstream]] = {}
+        self._tls_epoch = 0
+        """Counts the changes of the certificates: connections that were made with former ones are not kept."""
         self._complained: dict[Target, float] = {}
         """When a target's TLS was last found wanting."""
 
@@ -45,8 +47,12 @@ class Pool:
         """A new connection. `timeout_s`: 0 is as the settings say. Raises OSError (ssl.SSLError) and TimeoutError."""
         loop = asyncio.get_running_loop()
 
+        epoch = self._tls_epoch
+
         def upstream() -> Upstream:
-            return Upstream(target, self.release, self.forget)
+            made = Upstream(target, self.release, self.forget)
+            made.tls_epoch = epoch
+            return made
 
         async with asyncio.timeout(timeout_s or self._connect_timeout_s):
             if target.socket_path:
@@ -74,6 +80,9 @@ class Pool:
         )
 
     def release(self, upstream: Upstream) -> None:
+        if upstream.target.tls and upstream.tls_epoch != self._tls_epoch:
+            upstream.close()
+            return
         idle = self._idle.get(upstream.target)
         if idle is None:
             idle = self._idle[upstream.target] = deque()
@@ -99,6 +108,7 @@ class Pool:
     def tick(self, now: float) -> None:
         """Closes what was idle for too long, and looks after certificates. `now`: monotonic seconds."""
         if self._tls.tick():
+            self._tls_epoch += 1
             for target in [target for target in self._idle if target.tls]:
                 self.drop(target)
         for target, at in list(self._complained.items()):

@@ -61,6 +61,8 @@ class Upstream(asyncio.Protocol):
     def __init__(self, target: Target, release: Callable[[Upstream], None], forget: Callable[[Upstream], None]) -> None:
         self.target = target
         self.idle_since = 0.0
+        self.tls_epoch = 0
+        """Which of the router's certificates it was made with (`Pool`)."""
         self.used = 0
         """Exchanges so far."""
         self.transport: asyncio.Transport | None = None
