@@ -350,18 +350,16 @@ class Client(asyncio.Protocol):
         else:
             self.transport.close()
 
-    def listen_for_silence(self) -> None:
-        """From now on it is noticed whether the server of a WebSocket says anything (`close_websocket`)."""
-        if self._current is not None:
-            self._current.silent = True
-
-    def close_websocket(self) -> None:
-        """Ends a WebSocket: by a frame that says why, if this is a place where a frame can begin."""
-        exchange, transport = self._current, self.transport
-        if exchange is None or transport is None or self._linger_until:
+    def close_websocket(self, *, patient: bool) -> None:
+        """Ends a WebSocket by a frame that says why, if what its server has sent so far is whole frames. Into the midst
+        of a frame nothing is put: `patient` leaves such a connection as it is, else it ends without a word."""
+        exchange = self._current
+        if exchange is None or exchange.frames is None or self._linger_until:
             return
-        if exchange.silent and self.writable and transport.get_write_buffer_size() == 0:
+        if exchange.frames.between:
             self.write(SERVICE_RESTART)
+        elif patient:
+            return
         self.close(linger=True)
 
     def abort(self) -> None:

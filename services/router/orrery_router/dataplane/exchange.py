@@ -14,6 +14,7 @@ from orrery_router.replies import Later, Reply, too_large
 from orrery_router.target import Target
 
 from . import limits
+from .frames import Frames
 from .head import IDEMPOTENT, BadRequest, Head, chunk, last_chunk
 from .upstream import EXCESS, Upstream
 
@@ -44,8 +45,8 @@ class Exchange:
     _chunked_answer = False
     _close_after = False
     _spliced = False
-    silent = False
-    """Nothing came from the upstream of a WebSocket since this was set."""
+    frames: Frames | None = None
+    """Where the server of a WebSocket is in what it sends."""
 
     def __init__(self, client: Client, head: Head, *, request_ended: bool) -> None:
         self.client, self.head, self.request_ended = client, head, request_ended
@@ -294,6 +295,8 @@ class Exchange:
         more = b"Connection: Upgrade\r\nUpgrade: %b\r\n\r\n" % self.head.upgrade
         self.client.write(self.client.arrival.marked(passed.lines) + more + rest)
         self._spliced = True
+        self.frames = Frames()
+        self.frames.feed(rest)
         self.client.splice()
         if self._upstream is not None:
             self._send_kept(self._upstream)
@@ -305,7 +308,8 @@ class Exchange:
     def upstream_bytes(self, data: bytes) -> None:
         if self.client.lingering:
             return
-        self.silent = False
+        if self.frames is not None:
+            self.frames.feed(data)
         self.client.write(data)
         if self.plan is not None:
             self.client.server.activity.touch(self.plan.way.server_id)

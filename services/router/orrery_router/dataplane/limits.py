@@ -66,8 +66,8 @@ QUIET_DRAIN_S: Final = 2.0
 """At the end, how long connections between two requests may bring one more, which is answered and ends them."""
 WEBSOCKET_PAUSE_S: Final = 0.1
 """Between the ends of two WebSockets at the most."""
-SILENCE_S: Final = 0.1
-"""A server that says nothing on a WebSocket for as long is not in the middle of a frame."""
+FRAMES_PER_PIECE_MAX: Final = 256
+"""Frames of a WebSocket that are followed in one piece of it."""
 
 POOL_IDLE_MAX: Final = 256
 """Idle connections kept per upstream."""

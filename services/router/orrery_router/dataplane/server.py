@@ -105,8 +105,9 @@ class DataPlane:
         self.draining, self.draining_since = True, time.monotonic()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._stop_listening())
-            group.create_task(self._close_websockets(websockets_s))
-        await self._close_websockets(0.0)  # Those that have come since.
+            group.create_task(self._close_websockets(websockets_s, patient=True))
+        # Those that have come since, and those whose server was in the middle of a frame.
+        await self._close_websockets(0.0, patient=False)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self.draining_since + timeout_s - time.monotonic())):
                 while self._clients or self.listeners.opening:
@@ -121,18 +122,15 @@ class DataPlane:
             await asyncio.sleep(HANDSHAKES_S)
         await self.listeners.close()
 
-    async def _close_websockets(self, spread_s: float) -> None:
+    async def _close_websockets(self, spread_s: float, *, patient: bool) -> None:
         """Spread over time, so that their owners do not all come back at once."""
         sockets = [client for client in self._clients if isinstance(client, Client) and client.spliced]
         if not sockets:
             return
         random.shuffle(sockets)
-        for client in sockets:
-            client.listen_for_silence()
-        await asyncio.sleep(limits.SILENCE_S)
         pause_s = min(limits.WEBSOCKET_PAUSE_S, spread_s / len(sockets))
         for client in sockets:
-            client.close_websocket()
+            client.close_websocket(patient=patient)
             await asyncio.sleep(pause_s)
 
     def connected(self, client: Connection) -> bool:
