@@ -60,6 +60,7 @@ class Bench:
         return found
 
     def slot(self, function: str, **options: Any) -> Slot:
+        options = {"stop_timeout_s": 15.0, **options}
         return Slot("test-1", "test", lambda: self.start(function), note=self.said.append, **options)
 
     def close(self) -> None:

@@ -6,10 +6,13 @@ environment, `<name>_file` in it, and the TOML file that ORRERY_CONFIG names.
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from orrery_runtime.stopping import DRAIN_NOTICE_S, DRAIN_TIMEOUT_S, WEBSOCKET_DRAIN_S, stop_timeout_s
 
 from .errors import UsageError
 
@@ -48,6 +51,24 @@ def base_path() -> str:
     """What comes before every path, without the slash at the end."""
     path = text("base_url").strip("/")
     return f"/{path}" if path else ""
+
+
+def seconds(name: str, default: float) -> float:
+    """A duration. What is none is the default here: the services, who read it too, tell the mistake."""
+    try:
+        value = float(text(name))
+    except ValueError:
+        return default
+    return value if 0 <= value < math.inf else default
+
+
+def service_stop_timeout_s() -> float:
+    """How long one of our services may take to end before it is killed."""
+    return stop_timeout_s(
+        drain_notice_s=seconds("drain_notice_s", DRAIN_NOTICE_S),
+        drain_timeout_s=seconds("drain_timeout_s", DRAIN_TIMEOUT_S),
+        websocket_drain_s=seconds("websocket_drain_s", WEBSOCKET_DRAIN_S),
+    )
 
 
 def public_url(local: str) -> str:

@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import ConfigError
+from .stopping import DRAIN_NOTICE_S, DRAIN_TIMEOUT_S, WEBSOCKET_DRAIN_S
 
 ENV_PREFIX = "ORRERY_"
 CONFIG_ENV = "ORRERY_CONFIG"
@@ -107,11 +108,14 @@ class Settings(BaseSettings):
         15.0, description="Longest wait for Postgres at start before the process gives up."
     )
     drain_notice_s: Seconds = Field(
-        0.5, description="Time between saying that this process takes nothing new and closing its listener."
+        DRAIN_NOTICE_S, description="Time between saying that this process takes nothing new and closing its listener."
     )
-    drain_timeout_s: Seconds = Field(10.0, description="Longest wait at stop for requests that are under way.")
+    drain_timeout_s: Seconds = Field(
+        DRAIN_TIMEOUT_S, description="Longest wait at stop for requests that are under way."
+    )
     websocket_drain_s: Seconds = Field(
-        5.0, description="Time over which a router that stops spreads the ends of its WebSockets, when there are many."
+        WEBSOCKET_DRAIN_S,
+        description="Time over which a router that stops spreads the ends of its WebSockets, when there are many.",
     )
 
     session_max_age_s: PositiveSeconds = Field(

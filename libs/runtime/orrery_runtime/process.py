@@ -51,12 +51,11 @@ from .listener import listen
 from .membership import LeaseLoss, Membership
 from .runfile import RunFile
 from .secrets import Secrets
+from .stopping import STEP_TIMEOUT_S
 from .version import version
 
 DEATH_FD_ENV: Final = "ORRERY_DEATH_FD"
 """Read end of a pipe whose write end the supervisor holds: end of file means that the supervisor is gone."""
-STEP_TIMEOUT_S: Final = 10.0
-"""Bound of every step of the stop, listeners aside (they have `drain_timeout_s`)."""
 TASK_BACKOFF_MIN_S: Final = 0.2
 TASK_BACKOFF_MAX_S: Final = 10.0
 TASK_HEALTHY_S: Final = 60.0

@@ -41,8 +41,9 @@ from . import logging, metrics, redaction, startup
 from .config import ENV_PREFIX, Settings
 from .exposition import merged
 from .health import Health, OpsServer
-from .process import DEATH_FD_ENV, STEP_TIMEOUT_S
+from .process import DEATH_FD_ENV
 from .runfile import RunFile, read_run_file
+from .stopping import stop_timeout_s
 from .version import version
 
 BACKOFF_S: Final = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -182,8 +183,12 @@ class Workers:
             process.terminate()
         settings = self.settings
         try:
-            drain_s = settings.drain_notice_s + max(settings.drain_timeout_s, settings.websocket_drain_s)
-            async with asyncio.timeout(drain_s + 2 * STEP_TIMEOUT_S):
+            timeout_s = stop_timeout_s(
+                drain_notice_s=settings.drain_notice_s,
+                drain_timeout_s=settings.drain_timeout_s,
+                websocket_drain_s=settings.websocket_drain_s,
+            )
+            async with asyncio.timeout(timeout_s):
                 code = await process.wait()
         except TimeoutError:
             _log.error("worker_killed", slot=worker.slot, pid=process.pid, reason="it did not end in time")

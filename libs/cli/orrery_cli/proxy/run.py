@@ -22,7 +22,7 @@ from orrery_cli import datadir, ports
 from orrery_cli.console import complain
 from orrery_cli.datadir import DataDir
 from orrery_cli.errors import CliError, UsageError
-from orrery_cli.given import text
+from orrery_cli.given import service_stop_timeout_s, text
 from orrery_cli.supervisor import readiness
 from orrery_cli.supervisor.children import Child, Identity, Spec, clean_environment
 from orrery_cli.supervisor.jobs import Job, Jobs
@@ -165,7 +165,7 @@ class ProxyRun:
         async def start() -> Child:
             return await self.preloader.start(spec, output=sys.stderr.fileno(), death_fd=death_fd)
 
-        return Slot(name, service, start, note=_note)
+        return Slot(name, service, start, note=_note, stop_timeout_s=service_stop_timeout_s())
 
     def environment(self, service: str, name: str, death_fd: int) -> dict[str, str]:
         """Everything that a process is told. The addresses of database and broker are named by file."""

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from orrery_cli.datadir import DataDir
-from orrery_cli.given import given, toml
+from orrery_cli.given import given, service_stop_timeout_s, toml
 
 from .children import Child, Spec, clean_environment
 from .logs import Logs
@@ -67,7 +67,14 @@ class Services:
         return [*slots, *(self._slot("router", f"router-{n}") for n in range(1, routers + 1))]
 
     def _slot(self, service: str, slot: str) -> Slot:
-        return Slot(slot, service, self._starter(service, slot), note=self._note, moved=self._moved)
+        return Slot(
+            slot,
+            service,
+            self._starter(service, slot),
+            note=self._note,
+            moved=self._moved,
+            stop_timeout_s=service_stop_timeout_s(),
+        )
 
     def _starter(self, service: str, slot: str) -> Callable[[], Awaitable[Child]]:
         spec = Spec(

@@ -33,7 +33,7 @@ class Slot:
         *,
         note: Callable[[str], None],
         stop_signal: signal.Signals = signal.SIGTERM,
-        stop_timeout_s: float = 15.0,
+        stop_timeout_s: float,
         moved: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
@@ -46,7 +46,7 @@ class Slot:
         self._note = note
         self._moved = moved
         self._stop_signal = stop_signal
-        self._stop_timeout_s = stop_timeout_s
+        self.stop_timeout_s = stop_timeout_s
         self._child: Child | None = None
         self._started_at = 0.0
         self._failures = 0
@@ -82,7 +82,7 @@ class Slot:
         waiting = [asyncio.ensure_future(child.wait())]
         if hurry is not None:
             waiting.append(asyncio.ensure_future(hurry.wait()))
-        await asyncio.wait(waiting, timeout=self._stop_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, timeout=self.stop_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         ended = waiting[0].done()
         for future in waiting:
             future.cancel()

@@ -16,8 +16,8 @@ class Frames:
     """Follows the lengths in the headers of one direction's frames and looks at nothing else; it changes no byte.
 
     A piece that is one frame, or lies within one, costs a comparison or two. A piece of very many tiny frames is not
-    worth being followed, and a server that sends such ones would have the router count instead of pass on: then the place
-    in the stream is lost for good, and `between` is never true again.
+    worth being followed, and a server that sends such ones would have the router count instead of pass on: then the
+    place in the stream is lost for good, and `between` is never true again.
     """
 
     __slots__ = ("_header", "_left")
