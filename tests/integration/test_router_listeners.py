@@ -129,6 +129,43 @@ async def test_a_dead_routers_socket_is_taken_over_and_a_live_ones_is_not(bench:
     assert await third.stop() == 0
 
 
+async def test_a_unix_socket_is_handed_over_under_load(bench: Bench, folder: Path) -> None:
+    """The next process of a slot takes the path over and the one before ends; whoever connects finds one of them."""
+    path = folder / "rolling.sock"
+    request = (
+        f"GET /user/ada/x HTTP/1.1\r\nHost: x\r\nCookie: {bench.ada.cookie['Cookie']}\r\nConnection: close\r\n\r\n"
+    )
+    stop, failures, done = asyncio.Event(), list[str](), list[int]()
+
+    async def visit() -> None:
+        while not stop.is_set():
+            try:
+                reader, writer = await asyncio.open_unix_connection(str(path))
+                writer.write(request.encode())
+                assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+                writer.close()
+                done.append(1)
+            except (OSError, AssertionError) as error:
+                failures.append(repr(error))
+
+    settings = {"ORRERY_LISTEN": f"http+unix://{quoted(path)}?mode=660"}
+    router = await bench.router("rolling", **settings)
+    tasks = [asyncio.create_task(visit()) for _ in range(4)]
+    for _ in range(2):
+        successor = await bench.router("rolling", **settings)
+        stranger = bench.launch("stranger", **settings)
+        assert await router.stop() == 0
+        assert await asyncio.to_thread(stranger.process.wait, 60) == 1, "of no other slot"
+        before, router = len(done), successor
+        await eventually(lambda: len(done) > before + 10)  # noqa: B023 (awaited at once)
+    stop.set()
+    await asyncio.gather(*tasks)
+    assert not failures, f"{len(failures)} of {len(done)}: {failures[:5]}"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert await router.stop() == 0
+    assert sorted(file.name for file in folder.iterdir()) == ["rolling.sock.lock"]
+
+
 @pytest.mark.parametrize("kind", ["file", "stranger"])
 async def test_what_is_not_ours_is_left_alone(bench: Bench, folder: Path, kind: str) -> None:
     path = folder / "taken.sock"

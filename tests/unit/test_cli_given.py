@@ -24,7 +24,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_service_may_take_as_long_as_it_was_told_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def bound() -> float:
-        settings = Settings()
+        settings = Settings.load()
         return stop_timeout_s(
             drain_notice_s=settings.drain_notice_s,
             drain_timeout_s=settings.drain_timeout_s,

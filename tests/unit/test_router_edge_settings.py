@@ -82,7 +82,7 @@ def test_two_that_start_at_once_do_not_take_the_path_from_each_other(tmp_path: P
     first = Place(address)
     with pytest.raises(StartupError, match="another process listens"):
         Place(address)
-    first.socket.listen()
+    first.listen()
     first.leave()
     first.socket.close()
     second = Place(address)

@@ -61,9 +61,6 @@ def test_nothing_goes_after_a_close() -> None:
 
 def test_who_sends_frames_without_end_is_not_followed() -> None:
     frames = Frames()
-    frames.feed(frame(0) * FRAMES_PER_PIECE_MAX)
-    assert frames.between
-    frames.feed(frame(0) * (FRAMES_PER_PIECE_MAX + 1))
-    assert not frames.between
-    frames.feed(frame(0))
-    assert not frames.between
+    for times, followed in ((FRAMES_PER_PIECE_MAX, True), (FRAMES_PER_PIECE_MAX + 1, False), (1, False)):
+        frames.feed(frame(0) * times)
+        assert frames.between == followed

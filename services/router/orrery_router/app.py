@@ -113,7 +113,7 @@ async def body(process: Process) -> None:
         tls_handshake_timeout_s=settings.tls_handshake_timeout_s,
         hsts_max_age_s=settings.hsts_max_age_s,
     )
-    places = await plane.listeners.open(addresses, plane.serve)
+    places = await plane.listeners.open(addresses, plane.serve, slot=process.slot)
     if settings.redirect_port:
         port = https_port(settings, places)
         redirecting = Address(host=settings.host, port=settings.redirect_port, proxy_protocol=settings.proxy_protocol)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import socket
-import stat
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
-from orrery_router.target import SOCKET_PATH_BYTES_MAX, Target, split_authority
+from orrery_router.target import Target, split_authority
 from orrery_runtime.config import Settings
 from orrery_runtime.errors import ConfigError, StartupError
 
+from .handover import ignore_new_connections
+from .limits import BACKLOG
+from .socket_path import PATH_BYTES_MAX, SLOT, SocketPath
+
 MODE: Final = 0o600
 """Of a unix socket that is listened on, unless its URL says otherwise."""
-SLOT: Final = "{slot}"
 _SWITCH: Final = {"on": True, "off": False}
 
 
@@ -72,10 +72,8 @@ def _parse(url: str, *, proxy_protocol: bool) -> Address:
     expects = _SWITCH[options["proxy_protocol"]] if "proxy_protocol" in options else proxy_protocol
     if scheme == "http+unix":
         path = unquote(authority)
-        if not path.startswith("/") or len(path.encode()) > SOCKET_PATH_BYTES_MAX or "\x00" in path:
-            raise ValueError(
-                f"{url!r} needs the whole path of a socket, %2F for /, {SOCKET_PATH_BYTES_MAX} bytes at most"
-            )
+        if not path.startswith("/") or len(path.encode()) > PATH_BYTES_MAX or "\x00" in path:
+            raise ValueError(f"{url!r} needs the whole path of a socket, %2F for /, {PATH_BYTES_MAX} bytes at most")
         return Address(socket_path=path, mode=_mode(options.get("mode", f"{MODE:o}")), proxy_protocol=expects)
     if "mode" in options:
         raise ValueError(f"{url!r} has a mode, which is for unix sockets")
@@ -92,23 +90,15 @@ def _mode(text: str) -> int:
 
 
 class Place:
-    """A bound socket that does not listen yet. A unix socket's path comes with a lock beside it, which tells a socket
-    that somebody serves from one that a dead process left."""
+    """An address that is ours, with its socket."""
 
-    def __init__(self, address: Address) -> None:
-        """Raises StartupError."""
+    def __init__(self, address: Address, slot: str = "") -> None:
+        """`slot`: a unix socket's path is taken over from the process before in this slot. Raises StartupError."""
         self.address = address
-        self._lock_fd = -1
+        self._path: SocketPath | None = None
         if address.socket_path:
-            self._path = Path(address.socket_path)
-            self._lock_fd = _lock(self._path)
+            self._path = SocketPath(Path(address.socket_path), address.mode, slot)
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                _bind_unix(self.socket, self._path, address.mode)
-            except StartupError:
-                self.socket.close()
-                os.close(self._lock_fd)
-                raise
         else:
             self.socket = _open_tcp(address)
         self.port: int = 0 if address.socket_path else self.socket.getsockname()[1]
@@ -120,12 +110,29 @@ class Place:
         address = self.address
         return Target(address.host, self.port, tls=address.tls, socket_path=address.socket_path).url
 
+    def listen(self) -> None:
+        """Connections are accepted from now on, though by nobody yet. Raises StartupError."""
+        if self._path is not None:
+            self._path.listen(self.socket)
+        else:
+            self.socket.listen(BACKLOG)
+
+    def ignore_new_connections(self) -> bool:
+        """What comes from now on is left to others. False: there is nobody to leave it to, or no way."""
+        if self._path is None:
+            return ignore_new_connections(self.socket)
+        self._path.leave()
+        return True
+
+    def tick(self) -> None:
+        """Once a second."""
+        if self._path is not None:
+            self._path.tick()
+
     def leave(self) -> None:
-        """Takes the path away, so that it can be another's. The lock's file stays: else two could hold a lock of it."""
-        if self._lock_fd >= 0:
-            self._path.unlink(missing_ok=True)
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        """Takes a unix socket's path away, so that it can be another's."""
+        if self._path is not None:
+            self._path.leave()
 
 
 def _open_tcp(address: Address) -> socket.socket:
@@ -149,57 +156,3 @@ def _open_tcp(address: Address) -> socket.socket:
             f"port {port} on {host} {reason}: stop the other one, or choose another by ORRERY_PORT or ORRERY_LISTEN"
         ) from None
     return listener
-
-
-def _bind_unix(listener: socket.socket, path: Path, mode: int) -> None:
-    try:
-        _remove_stale(path)
-        mask = os.umask(0o177)  # From its first moment on the socket is nobody else's.
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        path.chmod(mode)
-        listener.setblocking(False)
-    except OSError as error:
-        raise StartupError(f"cannot listen on {path} ({error.strerror}): correct ORRERY_LISTEN") from None
-
-
-def _lock(path: Path) -> int:
-    lock = path.with_name(path.name + ".lock")
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise StartupError(
-            f"cannot make {lock} ({error.strerror}): correct ORRERY_LISTEN or the folder's mode"
-        ) from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise _taken(path) from None
-    return fd
-
-
-def _remove_stale(path: Path) -> None:
-    """With the lock held: what is there is a dead router's, or no router's at all. Raises StartupError and OSError."""
-    try:
-        state = path.lstat()
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(state.st_mode):
-        raise StartupError(f"{path} is there and is no socket: name another path in ORRERY_LISTEN or remove it")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-    raise _taken(path)
-
-
-def _taken(path: Path) -> StartupError:
-    return StartupError(
-        f"another process listens on {path}: stop it, or give each router a path of its own by {SLOT} in ORRERY_LISTEN"
-    )

@@ -55,6 +55,8 @@ WRITE_HIGH_BYTES: Final = 256 * 1024
 """Bytes that wait for a slow reader; then the other side is not read from."""
 PIPELINED_MAX: Final = 8
 """Requests that a client may send ahead; then it is not read from."""
+BACKLOG: Final = 1024
+"""Connections that wait to be accepted, of each listener."""
 TICK_S: Final = 1.0
 """Timeouts are this coarse: one timer for all connections."""
 

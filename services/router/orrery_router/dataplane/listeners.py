@@ -22,13 +22,11 @@ from orrery_runtime.errors import ConfigError
 from . import limits, proxy_protocol
 from .addresses import Address, Place
 from .arrival import Arrival, Trust
-from .handover import ignore_new_connections
 from .tls import Reloaded
 
 if TYPE_CHECKING:
     from .server import DataPlane
 
-BACKLOG: Final = 1024
 PROXY_HEADER_TIMEOUT_S: Final = 5.0
 TLS_GOODBYE_TIMEOUT_S: Final = 2.0
 """How long the other side may take to say goodbye in TLS, too."""
@@ -57,12 +55,12 @@ class Listeners:
         self._servers: list[asyncio.Server] = []
         self._doors: list[Door] = []
 
-    async def open(self, addresses: Sequence[Address], serve: Serve) -> list[Place]:
-        """Listens on all of them. Raises StartupError, and then listens on none."""
+    async def open(self, addresses: Sequence[Address], serve: Serve, *, slot: str = "") -> list[Place]:
+        """Listens on all of them. `slot`: see `Place`. Raises StartupError, and then listens on none."""
         try:
             places = []
             for address in addresses:
-                places.append(place := Place(address))
+                places.append(place := Place(address, slot))
                 self._places.append(place)
             for place in places:
                 await self._listen(place, serve)
@@ -73,6 +71,7 @@ class Listeners:
 
     async def _listen(self, place: Place, serve: Serve) -> None:
         address = place.address
+        place.listen()
         arrival = Arrival(self._trust, secure=address.tls, port=place.port, hsts_max_age_s=self._hsts_max_age_s)
         if address.tls or address.proxy_protocol:
             if address.tls and self._tls is None:
@@ -91,7 +90,7 @@ class Listeners:
             return
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if address.socket_path else loop.create_server
-        self._servers.append(await create(lambda: serve(arrival, None), sock=place.socket, backlog=BACKLOG))
+        self._servers.append(await create(lambda: serve(arrival, None), sock=place.socket, backlog=limits.BACKLOG))
 
     @property
     def opening(self) -> int:
@@ -99,14 +98,16 @@ class Listeners:
         return sum(len(door.opening) for door in self._doors)
 
     def tick(self) -> None:
-        """Once a second: certificates."""
+        """Once a second: certificates, and paths that are ours alone now."""
         if self._tls is not None:
             self._tls.tick()
+        for place in self._places:
+            place.tick()
 
     def ignore_new_connections(self) -> bool:
         """Before `close`: what was not dealt to us yet is left to others who share a port. False: there is nobody to
         leave it to, or no way."""
-        return sum(ignore_new_connections(place.socket) for place in self._places) > 0
+        return sum(place.ignore_new_connections() for place in self._places) > 0
 
     async def close(self) -> None:
         """Accepts no more. What is being opened goes on."""
@@ -143,7 +144,6 @@ class Door:
         self.opening: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
-        self._listener.listen(BACKLOG)
         self._accepting = asyncio.create_task(self._accept(), name="door")
 
     async def close(self) -> None:
