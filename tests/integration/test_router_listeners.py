@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -163,7 +164,7 @@ async def test_a_unix_socket_is_handed_over_under_load(bench: Bench, folder: Pat
     assert not failures, f"{len(failures)} of {len(done)}: {failures[:5]}"
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert await router.stop() == 0
-    assert sorted(file.name for file in folder.iterdir()) == ["rolling.sock.lock"]
+    assert os.listdir(folder) == ["rolling.sock.lock"]  # noqa: PTH208 (names are enough)
 
 
 @pytest.mark.parametrize("kind", ["file", "stranger"])
