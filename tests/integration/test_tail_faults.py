@@ -274,6 +274,41 @@ async def test_a_raised_epoch_rebuilds_and_swaps_the_state_as_a_whole(
     assert await tail.catch_up(5.0)
 
 
+@pytest.mark.invariant(3)
+async def test_another_logs_stream_and_heartbeats_are_not_followed(bb: Backbone, postgres: PostgresServer) -> None:
+    """Two platforms that were given one NATS by mistake, or a new database beside an old broker: the numbers fit."""
+    url = await postgres.create_database(migrated=True)
+    async with backbone(url, bb.bus._url, name="other") as other:
+        assert await other.bus.wait_connected(10)
+        await other.pool.execute("UPDATE es.log_head SET log_id = gen_random_uuid()")
+        await other.relay("other")
+        await other.set_route()
+        await other.relayed(1)
+        tail = await bb.tail()
+        theirs = (await other.set_route("theirs")).last_position
+        await other.relayed(theirs)
+        ours = [(await bb.set_route(f"ours-{n}")).last_position for n in range(3)]
+        await eventually(lambda: tail.position >= ours[-1])
+        await eventually(lambda: tail.mode == "pg_poll")
+        assert tail.state.positions == ours
+        await agrees(bb, tail)
+    await postgres.drop_database(url)
+
+
+@pytest.mark.invariant(3)
+async def test_a_relay_that_copies_our_log_again_is_followed_again(bb: Backbone) -> None:
+    """A database that was replaced behind everybody's back, and the log id with it."""
+    await bb.relay()
+    tail = await bb.tail()
+    await bb.set_route()
+    await fed_by_jetstream(tail)
+    await bb.pool.execute("UPDATE es.log_head SET log_id = gen_random_uuid(), epoch = epoch + 1")
+    last = (await bb.set_route("new")).last_position
+    await eventually(lambda: tail.position >= last and tail.epoch == 2, timeout_s=30)
+    await fed_by_jetstream(tail)
+    await agrees(bb, tail)
+
+
 async def test_far_behind_it_rebuilds_instead_of_reading_everything(
     bb: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

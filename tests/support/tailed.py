@@ -57,7 +57,13 @@ class Log:
     def heartbeat(self, position: int | None = None, created: str = "c1") -> Heartbeat:
         at = self.position if position is None else position
         return Heartbeat(
-            epoch=self.epoch, position=at, categories=self.heads[at], created=created, relayed=at, relay="r"
+            log_id="log",
+            epoch=self.epoch,
+            position=at,
+            categories=self.heads[at],
+            created=created,
+            relayed=at,
+            relay="r",
         )
 
 

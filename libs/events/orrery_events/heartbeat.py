@@ -20,6 +20,8 @@ it follows was lost. With this it knows at each message that it has everything u
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """Published on `subjects.HEAD` while the relay is healthy."""
 
+    log_id: str
+    """Of the log that the relay copies: NATS may be another's as well, and Postgres may have been replaced."""
     epoch: int
     position: int
     categories: dict[str, int]

@@ -25,7 +25,7 @@ from ..errors import LogUnavailable
 from ..heartbeat import Heartbeat, encode_heartbeat
 from ..log import EventLog
 from ..recorded import Recorded
-from ..stream import MAX_BYTES, find_stream
+from ..stream import MAX_BYTES, Owner, find_stream
 from ..tasks import end_tasks
 from . import metrics
 from .chores import Chores
@@ -228,7 +228,7 @@ class Relay:
             return
         relayed = self.last_seq
         head = await self._events.head()
-        if head.epoch != settled.owner.epoch or head.position < relayed:
+        if Owner(head.system_id, head.epoch) != settled.owner or head.position < relayed:
             # Not ours to judge here: the stream is looked at again.
             self._settled = None
             self._news.set()
@@ -236,6 +236,7 @@ class Relay:
         self.lag = max(0, head.position - self.last_seq)
         metrics.LAG.set(self.lag)
         heartbeat = Heartbeat(
+            log_id=head.system_id,
             epoch=head.epoch,
             position=head.position,
             categories={category: at.seq for category, at in head.categories.items()},

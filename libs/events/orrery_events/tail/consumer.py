@@ -17,7 +17,9 @@ from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from .. import subjects
+from ..errors import OrreryError
 from ..ids import new_id
+from ..stream import owner_of
 
 IDLE_HEARTBEAT_S = 1.0
 INACTIVE_THRESHOLD_S = 10.0
@@ -29,6 +31,10 @@ PENDING_BYTES_MAX = 256 * 2**20
 
 STATUS = "Status"
 STALLED = "Nats-Consumer-Stalled"
+
+
+class AnotherLog(OrreryError):
+    """The stream is not the copy of the log that is followed."""
 
 
 class PushConsumer:
@@ -43,8 +49,14 @@ class PushConsumer:
         self._on_alive = on_alive
         self._subscription: Subscription | None = None
 
-    async def start(self, categories: Iterable[str], from_position: int) -> None:
-        """Raises nats.errors.Error (the stream may not be there yet) and OSError."""
+    async def start(self, categories: Iterable[str], from_position: int, *, log_id: str) -> None:
+        """Raises nats.errors.Error (the stream may not be there yet), OSError, and AnotherLog: by their numbers alone
+        its events could pass for ours. (A stream that is made anew ends this consumer, and the next one looks again.)
+        """
+        js = self._client.jetstream(timeout=REQUEST_TIMEOUT_S)
+        owner = owner_of(await js.stream_info(subjects.STREAM))
+        if owner is not None and owner.system_id != log_id:
+            raise AnotherLog("the stream is the copy of another log")
         inbox = self._client.new_inbox()
         self._subscription = await self._client.subscribe(
             inbox,
@@ -65,7 +77,7 @@ class PushConsumer:
             mem_storage=True,
             num_replicas=1,
         )
-        await self._client.jetstream(timeout=REQUEST_TIMEOUT_S).add_consumer(subjects.STREAM, config)
+        await js.add_consumer(subjects.STREAM, config)
 
     async def stop(self) -> None:
         """Ends it; without a connection NATS forgets it by itself."""

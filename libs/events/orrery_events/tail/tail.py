@@ -23,7 +23,7 @@ from ..projection import Projection
 from ..recorded import Recorded, from_message
 from ..tasks import end_tasks
 from . import metrics
-from .consumer import PushConsumer
+from .consumer import AnotherLog, PushConsumer
 from .folding import Folding
 from .keeper import Keeper, Place
 from .machine import READ_LIMIT, Mode, Step
@@ -199,8 +199,14 @@ class Tail(Generic[P]):
         except msgspec.MsgspecError:
             self._folding.skip("malformed heartbeat", "")
             return
-        if self._built:
+        if not self._built:
+            return
+        if heartbeat.log_id == self._log_id:
             self._do(self._machine.on_heartbeat(heartbeat, time.monotonic()))
+        else:
+            # Whether it is the bus that has changed or Postgres, Postgres knows. Nothing more is taken from the stream.
+            self._do(self._machine.on_malformed(time.monotonic()))
+            self._consumer_work.set()
 
     def _on_event(self, message: Msg) -> None:
         if not self._built:
@@ -373,9 +379,9 @@ class Tail(Generic[P]):
             await old.stop()
         consumer = PushConsumer(client, f"tail-{self.name}", self._on_event, self._on_consumer_alive)
         try:
-            await consumer.start(self.categories, self._machine.position + 1)
-        except (nats.errors.Error, OSError) as error:
-            # The stream may be missing until the relay has made it; Postgres feeds us meanwhile.
+            await consumer.start(self.categories, self._machine.position + 1, log_id=self._log_id)
+        except (AnotherLog, nats.errors.Error, OSError) as error:
+            # The stream may be missing, or another's, until the relay has made it; Postgres feeds us meanwhile.
             _log.debug("tail.consumer_failed", tail=self.name, reason=str(error))
             await consumer.stop()
             await asyncio.sleep(CONSUME_RETRY_S * random.uniform(0.5, 1.5))  # noqa: S311
