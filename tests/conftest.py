@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.backbone import NatsServer, PostgresServer, blocking
+from tests.support.backbone import NatsServer, PostgresServer, blocking, running
 
 # Python finds a folder for temporary files wherever this user may write; the browser's driver would only try /tmp.
 os.environ.setdefault("TMPDIR", tempfile.gettempdir())
@@ -26,13 +26,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """The worker's Postgres. Never kill it: others use it. `own_postgres` is for that."""
-    server = PostgresServer()
-    try:
-        server.launch()
-        blocking(server.ready())
+    with running(PostgresServer()) as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture
@@ -41,13 +36,8 @@ def own_postgres() -> Iterator[PostgresServer]:
 
     What it acknowledged survives the kill, unlike in the worker's quick one.
     """
-    server = PostgresServer(settings={"synchronous_commit": "on"})
-    try:
-        server.launch()
-        blocking(server.ready())
+    with running(PostgresServer(settings={"synchronous_commit": "on"})) as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture
@@ -69,10 +59,5 @@ def database_url(postgres: PostgresServer) -> Iterator[str]:
 @pytest.fixture
 def nats_server() -> Iterator[NatsServer]:
     """A nats-server with JetStream: `.url`, `.relay_url`, `.store_dir`; await `.kill()`, `.restart()`, `.stop()`."""
-    server = NatsServer()
-    try:
-        server.launch()
-        blocking(server.ready())
+    with running(NatsServer()) as server:
         yield server
-    finally:
-        server.remove()

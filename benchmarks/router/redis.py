@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from benchmarks.router.cores import running
 from benchmarks.router.stage import Stage
 from benchmarks.router.tools import path_of
-from benchmarks.router.upstreams import listens
 from tests.support.platform import free_port
-from tests.support.wait import eventually
+from tests.support.wait import accepts, eventually
 
 
 @dataclass
@@ -42,7 +41,7 @@ async def started(stage: Stage) -> AsyncIterator[Redis]:
     command = [path_of("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     command += ["--notify-keyspace-events", "KEA", "--dir", str(stage.root)]
     async with running(command, stage.root / "redis.log", stage.cores.load):
-        await eventually(lambda: listens(port))
+        await eventually(lambda: accepts(port))
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             yield Redis(f"127.0.0.1:{port}", reader, writer)

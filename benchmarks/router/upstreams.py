@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.router.cores import running
 from tests.support.platform import free_port
-from tests.support.wait import eventually
+from tests.support.wait import accepts, eventually
 
 BODY = "x" * 199 + "|"
 MEBIBYTE = 1 << 20
@@ -33,16 +32,6 @@ http {{ access_log off; keepalive_requests 1000000000; sendfile on; open_file_ca
     location = {download} {{ alias {root}/big.bin; }} }} }}
 """
 """nginx: 200 bytes to whatever is asked, and one file of a mebibyte."""
-
-
-async def listens(port: int) -> bool:
-    """Whether somebody accepts connections there."""
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True
 
 
 @dataclass
@@ -70,5 +59,5 @@ class Upstreams:
             for name, command in {"replies": ["nginx", "-p", str(root), "-c", str(file)], "sinks": python}.items():
                 await stack.enter_async_context(running(command, root / f"{name}.log", core))
             for port in (replies, uploads, echo):
-                await eventually(partial(listens, port), what=f"port {port} of an upstream")
+                await eventually(partial(accepts, port), what=f"port {port} of an upstream")
             yield cls(*(f"http://127.0.0.1:{port}" for port in (replies, uploads, echo)))

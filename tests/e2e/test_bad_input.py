@@ -25,12 +25,8 @@ pytestmark = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def platform() -> AsyncIterator[Platform]:
-    platform = Platform()
-    try:
-        await platform.start()
+    async with Platform.running() as platform:
         yield platform
-    finally:
-        await asyncio.to_thread(platform.stop)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

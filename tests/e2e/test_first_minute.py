@@ -10,21 +10,31 @@ from contextlib import suppress
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from tests.support.platform import Kernel, Platform
 from tests.support.wait import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.xdist_group("first_minute"),
+]
 
 
-@pytest.fixture
-async def platform() -> AsyncIterator[Platform]:
-    platform = Platform()
-    try:
-        await platform.start()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def started() -> AsyncIterator[Platform]:
+    async with Platform.running() as platform:
         yield platform
-    finally:
-        await asyncio.to_thread(platform.stop)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def platform(started: Platform) -> Platform:
+    """One for all tests, which leave no server behind; one of them ends it."""
+    if started.process is None or started.process.poll() is not None:
+        await started.start()
+    return started
 
 
 async def test_sign_in_start_jupyterlab_run_a_cell_and_stop(platform: Platform) -> None:
@@ -56,6 +66,7 @@ async def test_the_timeline_of_a_start_is_the_same_after_a_reload(platform: Plat
         assert live[-1]["url"] == "/user/ada/"
         assert len(live) >= 3, live
         assert [e["message"] for e in live] == [e["message"] for e in again]
+        await ada.stop_server()
 
 
 async def timeline(platform: Platform, token: str, path: str) -> list[dict[str, object]]:
@@ -84,6 +95,8 @@ async def test_running_notebooks_survive_ctrl_c_and_are_adopted(platform: Platfo
 
         platform.command("down", "--stop-servers")
         await eventually(lambda: not platform.server_pids(), timeout_s=30)
+        assert platform.process is not None
+        assert await asyncio.to_thread(platform.process.wait, 30) == 0
 
 
 async def test_status_names_every_process(platform: Platform) -> None:
@@ -112,6 +125,7 @@ async def test_the_log_can_be_read_and_the_projections_proven(platform: Platform
 
         verified = await asyncio.to_thread(platform.command, "replay", "--verify")
         assert verified.returncode == 0, verified.stdout + verified.stderr
+        await ada.stop_server()
 
 
 async def test_first_admin_by_the_one_time_link() -> None:

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from tests.support.backbone import NatsServer, PostgresServer, blocking
+from tests.support.backbone import NatsServer, PostgresServer, running
 from tests.support.platform import free_port
 from tests.support.proxies import Proxy
 from tests.support.routers import serving
@@ -55,13 +55,8 @@ async def upstream() -> AsyncIterator[str]:
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[NatsServer]:
-    server = NatsServer()
-    try:
-        server.launch()
-        blocking(server.ready())
+    with running(NatsServer()) as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

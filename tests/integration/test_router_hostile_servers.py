@@ -77,7 +77,7 @@ async def test_a_visitor_gets_one_answer_or_a_refusal(bench: Bench, name: str) -
         # The next request on the visitor's own connection must not get more of this answer either.
         more = "Connection: close\r\n" if reply.later else ""
         both = request(bench, number, reply.method, more) + request(bench, "own", more="Connection: close\r\n")
-        answer = await bench.raw(both, timeout_s=2)
+        answer = await bench.raw(both)
     except ConnectionError:
         answer, cut = b"", True
     if "cut" not in reply.outcomes or answer:

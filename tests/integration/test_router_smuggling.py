@@ -96,7 +96,7 @@ async def run(stage: Stage, kind: str, probe: Probe) -> int:
         "there": f"/user/bob/{kind}/smuggled-{canary}",
         "cookie": stage.bench.ada.cookie["Cookie"],
     }
-    answer = await stage.bench.raw(filled(probe.text, words).encode("latin-1"), end=probe.ends, timeout_s=3)
+    answer = await stage.bench.raw(filled(probe.text, words).encode("latin-1"), end=probe.ends)
     got = read_answers(answer, [*probe.methods, "GET"][: max(1, len(probe.statuses))])
     await visit(stage, kind, f"canary{next(NUMBERS)}x")
     check_answers(probe, got)

@@ -63,7 +63,7 @@ async def test_a_killed_router_starts_without_postgres_and_nats_and_knows_what_i
         position = (await bench.log.append(session_stream(bob.session_id), [revoked])).last_position
         await eventually(lambda: at(router, position))
         # Added at once, by a thread.
-        await eventually(lambda: bob.session_id.encode() in file.read_bytes(), timeout_s=2)
+        await eventually(lambda: bob.session_id.encode() in file.read_bytes())
         await router.kill()
         await nats_server.kill()
         await own_postgres.kill()

@@ -109,7 +109,7 @@ async def test_without_postgres_and_nats_a_router_stays_ready_and_serves(
         status, headers, body = await bench.fetch("/nowhere/", headers=bench.ada.cookie)
         assert (status, "Retry-After" in headers) == (503, True), "it cannot be told, and that is what is said"
         assert b"cannot be told" in body
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8, "it is not tried for long"
         assert (await bench.fetch("/user/ada/", headers={}))[0] == 302, "whom nobody knows is not let in either"
         await own_postgres.restart()
         await eventually(lambda: answers(bench, "/nowhere/", 404), timeout_s=20)
@@ -145,7 +145,7 @@ async def test_a_route_is_gone_once_that_is_known(bench: Bench, upstream: str) -
     await bench.router()
     assert (await bench.fetch("/user/ada/", headers=bench.ada.cookie))[0] == 200
     await bench.unroute()
-    await eventually(lambda: answers(bench, "/user/ada/", 424), timeout_s=2)
+    await eventually(lambda: answers(bench, "/user/ada/", 424))
     async with serving(saying("moved")) as elsewhere:
         await bench.route(elsewhere, generation=2)
         status, _, body = await bench.fetch("/user/ada/", headers=bench.ada.cookie)

@@ -236,6 +236,6 @@ async def test_the_consumer_alone_delivers_a_long_backlog(bb: Backbone) -> None:
     assert bb.bus.client is not None
     subjects: list[str] = []
     consumer = PushConsumer(bb.bus.client, "alone", lambda m: subjects.append(m.subject), lambda: None)
-    await consumer.start(("route",), 1)
+    await consumer.start(("route",), 1, log_id=(await bb.log.head()).system_id)
     await eventually(lambda: len(subjects) == 300)
     await consumer.stop()

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -52,6 +53,28 @@ def blocking(work: Coroutine[Any, Any, T]) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+class Server(Protocol):
+    """Of a test's own."""
+
+    def launch(self) -> None: ...
+    async def ready(self) -> None: ...
+    def remove(self) -> None: ...
+
+
+S = TypeVar("S", bound=Server)
+
+
+@contextmanager
+def running(server: S) -> Iterator[S]:
+    """From the main thread; the server is ready, and gone in the end."""
+    try:
+        server.launch()
+        blocking(server.ready())
+        yield server
+    finally:
+        server.remove()
 
 
 class PostgresServer:

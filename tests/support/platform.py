@@ -66,6 +66,17 @@ class Platform:
         self.output = self.root / "up.log"
         self.orrery = ORRERY
 
+    @classmethod
+    @asynccontextmanager
+    async def running(cls) -> AsyncIterator[Platform]:
+        """A started one, gone in the end."""
+        platform = cls()
+        try:
+            await platform.start()
+            yield platform
+        finally:
+            await asyncio.to_thread(platform.stop)
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"

@@ -38,3 +38,13 @@ async def eventually(check: Callable[[], Any], timeout_s: float = 10, interval_s
             name = what or getattr(check, "__qualname__", repr(check))
             raise AssertionError(f"not true within {timeout_s} s: {name}; last seen: {seen!r}")
         await asyncio.sleep(interval_s)
+
+
+async def accepts(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True

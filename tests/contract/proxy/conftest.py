@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import WSMsgType, web
 
-from tests.support.backbone import NatsServer, PostgresServer, blocking
+from tests.support.backbone import NatsServer, PostgresServer, running
 from tests.support.proxies import TOKEN as A_TOKEN
 from tests.support.proxies import Kind, Proxy, original
 from tests.support.routers import serving
@@ -21,13 +21,8 @@ from tests.support.routers import serving
 @pytest.fixture(scope="module")
 def broker() -> Iterator[NatsServer]:
     """For all replicas of a module."""
-    server = NatsServer()
-    try:
-        server.launch()
-        blocking(server.ready())
+    with running(NatsServer()) as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["orrery", "original"])

@@ -24,7 +24,7 @@ from aiohttp.abc import AbstractAccessLogger
 
 from tests.support.platform import free_port
 from tests.support.routers import serving
-from tests.support.wait import eventually
+from tests.support.wait import accepts, eventually
 
 CANARY: Final = re.compile(r"canary[0-9]+")
 
@@ -169,15 +169,6 @@ async def nginx_upstream(root: Path) -> AsyncIterator[Recorder]:
     finally:
         process.terminate()
         await asyncio.to_thread(process.wait, 10)
-
-
-async def accepts(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True
 
 
 def of_nginx(line: bytes) -> Seen:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
-from collections.abc import Awaitable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +24,10 @@ from orrery_cli.given import service_stop_timeout_s, text
 from orrery_cli.supervisor import readiness
 from orrery_cli.supervisor.children import Child, Identity, Spec, clean_environment
 from orrery_cli.supervisor.jobs import Job, Jobs
+from orrery_cli.supervisor.lifetime import Lifetime, spawn
 from orrery_cli.supervisor.logs import Logs
 from orrery_cli.supervisor.preload import Preloader
 from orrery_cli.supervisor.slot import Slot
-from orrery_events.tasks import end_tasks
 from orrery_router.chp.options import ENV, TOKEN_ENV, encode
 
 from .backbone import SharedBackbone
@@ -68,28 +66,16 @@ class ProxyRun:
         self.preloader = Preloader(modules=MODULES)
         self.backbone = None if self.database_url else SharedBackbone(self.data_dir, _note)
         self.slots: list[Slot] = []
-        self._hurry = asyncio.Event()
+        self._lifetime = Lifetime()
 
     async def run(self) -> int:
         """Returns the exit code. Raises CliError when the proxy cannot be started; what was started is ended."""
-        stop = asyncio.Event()
-        _on_signals(stop, self._hurry)
         async with AsyncExitStack() as stack:
-            starting = asyncio.create_task(self._start(stack))
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
             try:
-                if starting.done():
-                    await starting
-                    await stop.wait()
-                else:
-                    starting.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await starting
+                await self._lifetime.last(self._start(stack))
             finally:
-                stopping.cancel()
                 for slot in reversed(self.slots):
-                    await slot.close(hurry=self._hurry)
+                    await slot.close(hurry=self._lifetime.hurry)
                     self.data_dir.remove_run_file(slot.name)
         return 0
 
@@ -102,7 +88,7 @@ class ProxyRun:
             reserved = await self._reserve(stack, host, port)
             if reserved is not None and plain:
                 await early.listen(reserved)
-        _spawn(stack, self._give_way(early))
+        spawn(stack, self._give_way(early))
         if self.flags.pid_file is not None:
             stack.enter_context(_pid_file(self.flags.pid_file))
         stack.callback(self.preloader.close)
@@ -128,11 +114,11 @@ class ProxyRun:
             for name in ("nats_url", "relay_nats_url"):
                 self.data_dir.keep_secret(name, self.nats_url)
             return
-        stack.push_async_callback(self.backbone.close, self._hurry)
+        stack.push_async_callback(self.backbone.close, self._lifetime.hurry)
         await self.backbone.open()
         if not self.backbone.holds:
-            _spawn(stack, self.backbone.succeed())
-        _spawn(stack, self.backbone.keep_logs())
+            spawn(stack, self.backbone.succeed())
+        spawn(stack, self.backbone.keep_logs())
 
     async def _prepare(self, jobs: Jobs) -> None:
         """Migrations. Another replica's database may be on its way up."""
@@ -281,20 +267,3 @@ def _pid_file(path: Path):  # type: ignore[no-untyped-def]
         yield
     finally:
         path.unlink(missing_ok=True)
-
-
-def _spawn(stack: AsyncExitStack, work: Awaitable[None]) -> None:
-    stack.push_async_callback(end_tasks, asyncio.ensure_future(work))
-
-
-def _on_signals(stop: asyncio.Event, hurry: asyncio.Event) -> None:
-    """The first SIGTERM or Ctrl-C stops, the second hurries."""
-
-    def on_signal() -> None:
-        if stop.is_set():
-            hurry.set()
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal)

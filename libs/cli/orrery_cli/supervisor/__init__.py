@@ -1,6 +1,7 @@
 """`orrery up`: every part of the platform as a process of its own, kept running.
 
 up.py        the order of things: lock, ports, secrets, backbone, database, services, banner, shutdown
+lifetime.py  until a signal
 slot.py      one place that a process fills; starts another when it dies
 children.py  a process that was started, however it was started
 preload.py   starts services by forking a process that has imported everything already

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
-from collections.abc import Awaitable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -23,12 +21,12 @@ from orrery_cli.console import announce, complain, paint
 from orrery_cli.datadir import DataDir
 from orrery_cli.errors import UsageError
 from orrery_cli.given import base_path, public_url, text
-from orrery_events.tasks import end_tasks
 from orrery_runtime.version import version
 
 from . import banner, readiness
 from .backbone import Backbone
 from .jobs import Job, Jobs, Outcome
+from .lifetime import Lifetime, spawn
 from .logs import Logs
 from .preload import Preloader
 from .services import Backends, Services
@@ -86,24 +84,14 @@ class Up:
 
     async def run(self) -> int:
         """Returns the exit code. Raises CliError when the platform cannot be started; what was started is ended."""
-        stop, hurry = asyncio.Event(), asyncio.Event()
-        _on_signals(stop, hurry)
+        lifetime = Lifetime()
+        stop = lifetime.stop
         async with AsyncExitStack() as stack:
-            starting = asyncio.create_task(self._start(stack))
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
             try:
-                if starting.done():
-                    await starting
-                    await stop.wait()
-                else:
-                    starting.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await starting
+                await lifetime.last(self._start(stack))
             finally:
                 self._quiet = True
-                stopping.cancel()
-                shutdown = Shutdown(self.data_dir, self.backbone_slots, self.service_slots, hurry)
+                shutdown = Shutdown(self.data_dir, self.backbone_slots, self.service_slots, lifetime.hurry)
                 if stop.is_set() and self.jobs is not None:
                     await shutdown.servers(self.jobs, self._backend_url(), stop=self.options.stop_servers)
                 await shutdown.run(narrate=stop.is_set())
@@ -123,9 +111,9 @@ class Up:
         death_fd, held = os.pipe()  # `held` closes when this process ends, however it ends
         stack.callback(os.close, held)
         stack.callback(os.close, death_fd)
-        _spawn(stack, self.logs.keep_bounded())
+        spawn(stack, self.logs.keep_bounded())
         if self.options.logs:
-            _spawn(stack, self.logs.show())
+            spawn(stack, self.logs.show())
         await self._open_backbone()
         backends = self._backends()
         self.jobs = Jobs(self.data_dir, self.logs, self.preloader, death_fd=death_fd)
@@ -222,22 +210,3 @@ def _in_url(host: str) -> str:
     if host in ("", "0.0.0.0", "::"):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
-
-
-def _spawn(stack: AsyncExitStack, work: Awaitable[None]) -> None:
-    task = asyncio.ensure_future(work)
-
-    stack.push_async_callback(end_tasks, task)
-
-
-def _on_signals(stop: asyncio.Event, hurry: asyncio.Event) -> None:
-    """The first Ctrl-C (or SIGTERM, or a closed terminal) stops, the second hurries."""
-
-    def on_signal() -> None:
-        if stop.is_set():
-            hurry.set()
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal)
