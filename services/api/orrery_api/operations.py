@@ -96,10 +96,13 @@ class Operations:
             server_id, lambda server: domain.decide_stop(server, requested_by=actor, remove=remove), actor, None
         )
 
-    async def settled(self, server_id: str, generation: int, timeout_s: float) -> Server | None:
-        """Waits until that generation is ready or ended; None when it takes longer."""
+    async def settled(self, server_id: str, generation: int, timeout_s: float, *, asked_at: int) -> Server | None:
+        """Waits until that generation is ready or ended; None when it takes longer. `asked_at`: the position of the
+        wish: what is known from before it says nothing of what becomes of it."""
 
         def reached() -> Server | None:
+            if self.tail.position < asked_at:
+                return None
             entry = self.state.servers.get(server_id)
             if entry is None:
                 return Server(server_id=server_id)
@@ -109,10 +112,12 @@ class Operations:
 
         return await self._wait(server_id, reached, timeout_s)
 
-    async def ended(self, server_id: str, timeout_s: float) -> Server | None:
-        """Waits until the server does not run any more; None when it takes longer."""
+    async def ended(self, server_id: str, timeout_s: float, *, asked_at: int) -> Server | None:
+        """Waits until the server does not run any more; None when it takes longer. `asked_at`: as with `settled`."""
 
         def reached() -> Server | None:
+            if self.tail.position < asked_at:
+                return None
             entry = self.state.servers.get(server_id)
             if entry is None:
                 return Server(server_id=server_id)

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from orrery_api.domain import DISPLAY_NAME_LENGTH_MAX, OPTIONS_BYTES_MAX, NotNow, log_name
 from orrery_api.operations import SLOW_SPAWN_S, SLOW_STOP_S, UnknownProfile
-from orrery_events.catalog.server import Failed
+from orrery_events.catalog.server import Failed, server_id_of
 from orrery_events.server_state import Phase
 from orrery_runtime.http import HttpError, json_body, require_principal, set_position
 
@@ -53,7 +53,7 @@ async def start_server(request: web.Request) -> web.Response:
     server = outcome.server
     settled = None
     if outcome.position:
-        settled = await operations.settled(server.server_id, server.generation, SLOW_SPAWN_S)
+        settled = await operations.settled(server.server_id, server.generation, SLOW_SPAWN_S, asked_at=outcome.position)
     if settled is not None and settled.phase is not Phase.READY and settled.generation == server.generation:
         last = settled.last
         reason = f": {last.message}" if isinstance(last, Failed) else ""
@@ -72,17 +72,18 @@ async def stop_server(request: web.Request) -> web.Response:
     name = server_name_in_path(request)
     body = await json_body(request, Removal, default=Removal())
     remove = body.remove and bool(name)
-    entry = state_of(request).server(user.user_id, name)
-    if entry is None:
+    server_id, operations = server_id_of(user.user_id, name), request.app[OPERATIONS]
+    # A start that was asked for a moment ago, perhaps of another replica, may be in the log and not known here yet.
+    known = state_of(request).server(user.user_id, name) is not None
+    if not known and (await operations.read_server(server_id)).phase in (Phase.NONE, Phase.REMOVED):
         if name:
             raise HttpError(404, f"{user.name} has no server named {name!r}")
         return web.Response(status=204)
-    operations = request.app[OPERATIONS]
     try:
-        outcome = await operations.stop(entry.server.server_id, remove=remove, actor=principal.user_id)
+        outcome = await operations.stop(server_id, remove=remove, actor=principal.user_id)
     except NotNow as error:
         raise HttpError(400, f"{log_name(user.name, name)}: {error}") from None
-    ended = await operations.ended(entry.server.server_id, SLOW_STOP_S)
+    ended = await operations.ended(server_id, SLOW_STOP_S, asked_at=outcome.position)
     response = web.Response(status=204 if ended is not None else 202)
     if outcome.position:
         set_position(response, outcome.position)
