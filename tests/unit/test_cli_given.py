@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orrery_cli.datadir import DataDir
-from orrery_cli.given import service_stop_timeout_s
+from orrery_cli.supervisor.lifetime import service_stop_timeout_s
 from orrery_cli.supervisor.logs import Logs
 from orrery_cli.supervisor.preload import Preloader
 from orrery_cli.supervisor.services import Backends, Services

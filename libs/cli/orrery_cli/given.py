@@ -12,8 +12,6 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from orrery_runtime.stopping import DRAIN_NOTICE_S, DRAIN_TIMEOUT_S, WEBSOCKET_DRAIN_S, stop_timeout_s
-
 from .errors import UsageError
 
 PREFIX = "ORRERY_"
@@ -60,15 +58,6 @@ def seconds(name: str, default: float) -> float:
     except ValueError:
         return default
     return value if 0 <= value < math.inf else default
-
-
-def service_stop_timeout_s() -> float:
-    """How long one of our services may take to end before it is killed."""
-    return stop_timeout_s(
-        drain_notice_s=seconds("drain_notice_s", DRAIN_NOTICE_S),
-        drain_timeout_s=seconds("drain_timeout_s", DRAIN_TIMEOUT_S),
-        websocket_drain_s=seconds("websocket_drain_s", WEBSOCKET_DRAIN_S),
-    )
 
 
 def public_url(local: str) -> str:

@@ -20,11 +20,11 @@ from orrery_cli import datadir, ports
 from orrery_cli.console import complain
 from orrery_cli.datadir import DataDir
 from orrery_cli.errors import CliError, UsageError
-from orrery_cli.given import service_stop_timeout_s, text
+from orrery_cli.given import text
 from orrery_cli.supervisor import readiness
 from orrery_cli.supervisor.children import Child, Identity, Spec, clean_environment
 from orrery_cli.supervisor.jobs import Job, Jobs
-from orrery_cli.supervisor.lifetime import Lifetime, spawn
+from orrery_cli.supervisor.lifetime import Lifetime, service_stop_timeout_s, spawn
 from orrery_cli.supervisor.logs import Logs
 from orrery_cli.supervisor.preload import Preloader
 from orrery_cli.supervisor.slot import Slot

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
+from orrery_cli.given import seconds
 from orrery_events.tasks import end_tasks
+from orrery_runtime.stopping import DRAIN_NOTICE_S, DRAIN_TIMEOUT_S, WEBSOCKET_DRAIN_S, stop_timeout_s
 
 
 class Lifetime:
@@ -41,6 +43,15 @@ class Lifetime:
         if self.stop.is_set():
             self.hurry.set()
         self.stop.set()
+
+
+def service_stop_timeout_s() -> float:
+    """How long one of our services may take to end before it is killed."""
+    return stop_timeout_s(
+        drain_notice_s=seconds("drain_notice_s", DRAIN_NOTICE_S),
+        drain_timeout_s=seconds("drain_timeout_s", DRAIN_TIMEOUT_S),
+        websocket_drain_s=seconds("websocket_drain_s", WEBSOCKET_DRAIN_S),
+    )
 
 
 def spawn(stack: AsyncExitStack, work: Awaitable[None]) -> None:

@@ -10,9 +10,10 @@ from typing import Final
 import msgspec
 
 from orrery_cli.datadir import DataDir
-from orrery_cli.given import given, service_stop_timeout_s, toml
+from orrery_cli.given import given, toml
 
 from .children import Child, Spec, clean_environment
+from .lifetime import service_stop_timeout_s
 from .logs import Logs
 from .preload import Preloader
 from .slot import Slot
