@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Iterator
 import asyncpg
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import StreamInfo
@@ -24,6 +23,7 @@ from ..bus import Bus
 from ..errors import LogUnavailable
 from ..heartbeat import Heartbeat, encode_heartbeat
 from ..log import EventLog
+from ..quick_client import QuickClient
 from ..recorded import Recorded
 from ..stream import MAX_BYTES, find_stream
 from ..tasks import end_tasks
@@ -91,7 +91,7 @@ class Relay:
 
     async def run(self) -> None:
         """Waits to lead, leads, and waits again when the lock is lost."""
-        nudges = await self._bus.subscribe(subjects.NUDGE, self._on_nudge)
+        nudges = await self._bus.subscribe(subjects.NUDGE, self._on_nudge, inline=True)
         try:
             while True:
                 leadership = Leadership(self._database_url)
@@ -164,8 +164,13 @@ class Relay:
         finally:
             self._settled = None
 
-    async def _follow(self, client: Client, js: JetStreamContext, settled: Settled) -> None:
-        publisher = Publisher(client)
+    async def _follow(self, client: QuickClient, js: JetStreamContext, settled: Settled) -> None:
+        async with Publisher.on(client) as publisher:
+            await self._publish_all(client, js, settled, publisher)
+
+    async def _publish_all(
+        self, client: QuickClient, js: JetStreamContext, settled: Settled, publisher: Publisher
+    ) -> None:
         self.last_seq = settled.last_seq
         heads = dict(await self._pool.fetch(_HEADS_AT, settled.last_seq))
         self._settled, self._complained = settled, ""

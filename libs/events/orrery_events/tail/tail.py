@@ -12,7 +12,6 @@ import asyncpg
 import msgspec
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from .. import subjects
@@ -20,6 +19,7 @@ from ..bus import Bus, Subscription
 from ..errors import LogUnavailable
 from ..heartbeat import HEADS_HEADER, decode_heads, decode_heartbeat
 from ..projection import Projection
+from ..quick_client import QuickClient
 from ..recorded import Recorded, from_message
 from ..tasks import end_tasks
 from . import metrics
@@ -124,7 +124,7 @@ class Tail(Generic[P]):
     async def start(self) -> None:
         """Rebuilds from `es.latest` (again and again while Postgres is away), then follows in the background. Returns
         when `state` is at the head seen at start, or is the one on disk because Postgres is away."""
-        self._heartbeats = await self._bus.subscribe(subjects.HEAD, self._on_heartbeat)
+        self._heartbeats = await self._bus.subscribe(subjects.HEAD, self._on_heartbeat, inline=True)
         self._detach = self._bus.on_connect(self._on_connect)
         self._tasks = [
             asyncio.create_task(self._forever(run), name=f"tail-{self.name}-{run.__name__.strip('_')}")
@@ -190,7 +190,7 @@ class Tail(Generic[P]):
 
     # What comes in
 
-    def _on_connect(self, _client: Client) -> None:
+    def _on_connect(self, _client: QuickClient) -> None:
         self._consumer_work.set()
 
     async def _on_heartbeat(self, message: Msg) -> None:
