@@ -95,8 +95,9 @@ class Publisher:
     """Publishes on one connection. Either stores all messages at exactly their positions or raises; what was stored
     before an error stays, which the next look at the stream shows. Of no use after an error."""
 
-    def __init__(self, client: QuickClient) -> None:
+    def __init__(self, client: QuickClient, *, traced: bool) -> None:
         self._client = client
+        self._traced = traced
         version = client.connected_server_version
         self.atomic = (version.major, version.minor) >= (2, 12)
         self._inbox = client.new_inbox()
@@ -107,9 +108,9 @@ class Publisher:
 
     @classmethod
     @asynccontextmanager
-    async def on(cls, client: QuickClient) -> AsyncIterator[Publisher]:
-        """Raises nats.errors.Error and OSError."""
-        self = cls(client)
+    async def on(cls, client: QuickClient, *, traced: bool = False) -> AsyncIterator[Publisher]:
+        """`traced`: spans are made of what is sent, which costs as much again. Raises nats.errors.Error and OSError."""
+        self = cls(client, traced=traced)
         # One subscription for all answers: each that comes or goes costs NATS what it remembers of all others.
         subscription = await client.subscribe_inline(f"{self._inbox}.*", self._receive)
         try:
@@ -120,7 +121,7 @@ class Publisher:
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Consecutive positions. Raises WrongLastSequence, Overloaded, nats.errors.Error, OSError."""
-        with _spans(messages):
+        with _spans(messages) if self._traced else contextlib.nullcontext():
             try:
                 if self.atomic and len(messages) >= ATOMIC_MIN:
                     await self._batch(messages)

@@ -67,8 +67,10 @@ class Relay:
         name: str,
         replicas: int = 1,
         max_bytes: int = MAX_BYTES,
+        traced: bool = False,
     ) -> None:
-        """`database_url`: a direct connection for the leader's lock. `name`: this instance, for the heartbeat."""
+        """`database_url`: a direct connection for the leader's lock. `name`: this instance, for the heartbeat.
+        `traced`: somebody collects spans."""
         self.name = name
         self.leading = False
         self.diverged = ""
@@ -80,6 +82,7 @@ class Relay:
         self._events = log
         self._pool = pool
         self._bus = bus
+        self._traced = traced
         self._database_url = database_url
         self._settler = Settler(log, replicas=replicas, max_bytes=max_bytes)
         self._chores = Chores(log, pool)
@@ -165,7 +168,7 @@ class Relay:
             self._settled = None
 
     async def _follow(self, client: QuickClient, js: JetStreamContext, settled: Settled) -> None:
-        async with Publisher.on(client) as publisher:
+        async with Publisher.on(client, traced=self._traced) as publisher:
             await self._publish_all(client, js, settled, publisher)
 
     async def _publish_all(
