@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 import psutil
+import uvloop
 
 from benchmarks import report
 from orrery_cli.datadir import DataDir
@@ -160,7 +161,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    report.write("convergence", asyncio.run(measure(given)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # As every service has it.
+        report.write("convergence", runner.run(measure(given)))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,15 @@ import asyncio
 import math
 import statistics
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from benchmarks import report
 from orrery_events.bus import Bus
 from orrery_events.catalog.route import RouteRemoved, RouteSet, route_id_of
 from orrery_events.catalog.server import Ready, Stopped, server_id_of, server_stream
-from orrery_events.catalog.user import UserCreated, user_stream
+from orrery_events.catalog.user import UserCreated
+from orrery_events.ids import new_id
 from orrery_events.log import EventLog, create_pool
 from orrery_events.registry import Event
 from orrery_events.tail import Tail
@@ -30,54 +32,44 @@ from tests.support.backbone import PostgresServer
 NOWHERE = "nats://127.0.0.1:9"
 AT_ONCE = 500
 EVENTS_PER_CYCLE = 4
+UP, DOWN = "up", "down"
 
 
-def cycle(number: int, generation: int, *, last: bool) -> tuple[str, list[list[Event]]]:
-    """A server's stream, and the appends of one start and stop."""
+def cycle(number: int, generation: int) -> dict[str, list[Event]]:
+    """The events of one start and one stop of a server."""
     user_id, user = f"u{number}", f"user-{number}"
     server_id = server_id_of(user_id, "")
     facts: dict[str, Any] = {"server_id": server_id, "user_id": user_id, "user_name": user, "generation": generation}
     prefix = f"/user/{user}/"
     route_id = route_id_of(prefix)
-    up: list[Event] = [
-        RouteSet(
-            route_id=route_id,
-            prefix=prefix,
-            target=f"http://127.0.0.1:{10_000 + number % 50_000}",
-            policy="owner",
-            owner_id=user_id,
-            owner_name=user,
-            server_id=server_id,
-            server_name="",
-            generation=generation,
-        ),
-        Ready(**facts),
-    ]
-    down: list[Event] = [
-        RouteRemoved(route_id=route_id, prefix=prefix, server_id=server_id, generation=generation),
-        Stopped(**facts),
-    ]
-    return server_stream(server_id), [up] if last else [up, down]
+    route = RouteSet(
+        route_id=route_id, prefix=prefix, target=f"http://127.0.0.1:{10_000 + number % 50_000}", policy="owner",
+        owner_id=user_id, owner_name=user, server_id=server_id, server_name="", generation=generation,
+    )  # fmt: skip
+    removed = RouteRemoved(route_id=route_id, prefix=prefix, server_id=server_id, generation=generation)
+    return {UP: [route, Ready(**facts)], DOWN: [removed, Stopped(**facts)]}
 
 
 async def fill(log: EventLog, servers: int, events: int) -> None:
-    async def one(number: int, generation: int, *, last: bool) -> None:
-        stream, appends = cycle(number, generation, last=last)
-        for append in appends:
-            await log.append(stream, append)
+    """Many servers' events in each append: what is read is the same, and it is there in a fraction of the time."""
 
-    async def user(number: int) -> None:
-        await log.append(user_stream(f"user-{number}"), [UserCreated(user_id=f"u{number}", name=f"user-{number}")])
+    async def append_all(kind: str, appended: Iterable[list[Event]]) -> None:
+        waiting: list[Event] = []
+        for more in appended:
+            waiting += more
+            if len(waiting) >= AT_ONCE:
+                await log.append(server_stream(f"{kind}-{new_id()}"), waiting)
+                waiting = []
+        if waiting:
+            await log.append(server_stream(f"{kind}-{new_id()}"), waiting)
 
-    async def all_of(calls: list[Any]) -> None:
-        for start in range(0, len(calls), AT_ONCE):
-            await asyncio.gather(*calls[start : start + AT_ONCE])
-
-    await all_of([user(number) for number in range(servers)])
+    users: Iterator[list[Event]] = ([UserCreated(user_id=f"u{n}", name=f"user-{n}")] for n in range(servers))
+    await append_all("users", users)
     # One event for each user, and the last cycle stops half-way.
     cycles = math.ceil((events + servers) / (servers * EVENTS_PER_CYCLE))
     for generation in range(1, cycles + 1):
-        await all_of([one(number, generation, last=generation == cycles) for number in range(servers)])
+        for part in (UP, DOWN)[: 1 if generation == cycles else 2]:
+            await append_all(part, (cycle(number, generation)[part] for number in range(servers)))
         print(f"cycle {generation} of {cycles}")
 
 

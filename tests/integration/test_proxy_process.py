@@ -204,6 +204,24 @@ async def test_without_database_and_broker_it_serves_and_says_503_to_changes(
     )
     assert [answered.status for answered in answers] == [503, 503, 503]
     assert all(answered.headers["Retry-After"] for answered in answers)
+
+    async def knows() -> bool:
+        try:
+            served, unknown = await proxy.get("/user/ada/x"), await proxy.get("/elsewhere")
+        except aiohttp.ClientConnectionError:  # Nobody listens until another process serves.
+            return False
+        return (served.status, served.text, unknown.status) == (200, "/user/ada/x", 503)
+
+    server = serving_process(proxy)
+    server.kill()
+    await eventually(lambda: serving_process(proxy).pid != server.pid)
+    await eventually(knows, timeout_s=20, what="another process serves what the killed one knew")
+    await proxy.stop()
+    proxy.launch()
+    await eventually(knows, timeout_s=30, what="it starts with what it knew")
+    snapshots = list((proxy.root / "data" / "snapshots" / "proxy").glob("*.snapshot"))
+    assert 1 <= len(snapshots) <= 2, "its own, and that of the last"
+    assert upstream.encode() in snapshots[-1].read_bytes()
     await own_postgres.restart()
     await nats_server.restart()
 

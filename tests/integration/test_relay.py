@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import nats.errors
 import pytest
@@ -251,57 +252,67 @@ async def messages(bb: Backbone, count: int) -> list[Message]:
     return [message_of(row, {"route": row.category_seq}) for row in rows]
 
 
-async def a_stream(bb: Backbone, *, atomic: bool = True) -> Publisher:
+@asynccontextmanager
+async def publisher_of(bb: Backbone, *, atomic: bool = True) -> AsyncIterator[Publisher]:
     assert bb.bus.client is not None
     js = bb.bus.client.jetstream()
     config = stream_module.stream_config(stream_module.Owner("x", 1), first_seq=1)
     await stream_module.create_stream(js, config.evolve(allow_atomic=atomic))
-    return Publisher(bb.bus.client)
+    async with Publisher.on(bb.bus.client) as put:
+        yield put
 
 
-async def test_a_batch_is_stored_whole_or_not_at_all(bb: Backbone) -> None:
-    put = await a_stream(bb)
-    batch = await messages(bb, 20)
-    await put.publish(batch[:5])
-    with pytest.raises(WrongLastSequence, match="5"):
-        await put.publish(batch[3:])
-    with pytest.raises(WrongLastSequence, match="5"):
-        await put.publish(batch[9:10])
-    assert (await bb.stream_state())[1] == 5
-    await put.publish(batch[5:])
-    assert await bb.assert_stream_equals_log() == 20
-
-
-async def test_without_atomic_batches_each_message_has_its_own_compare_and_set(bb: Backbone) -> None:
-    put = await a_stream(bb, atomic=False)
+@pytest.mark.invariant(2)
+@pytest.mark.parametrize("atomic", [True, False])
+async def test_each_message_is_stored_at_its_position_or_not_at_all(bb: Backbone, *, atomic: bool) -> None:
     batch = await messages(bb, 300)
-    await put.publish(batch)
-    assert not put.atomic, "refused once, not tried again"
+    async with publisher_of(bb, atomic=atomic) as put:
+        await put.publish(batch[:5])
+        for too_early in (batch[9:10], batch[9:20], batch[9:200]):
+            with pytest.raises(WrongLastSequence, match="5"):
+                await put.publish(too_early)
+            assert (await bb.stream_state())[1] == 5
+        # Two are there already: the answer says so, and whatever else of it is stored is at its place.
+        with pytest.raises(WrongLastSequence, match="5"):
+            await put.publish(batch[3:10])
+        last = (await bb.stream_state())[1]
+        await put.publish(batch[last : last + 12])
+        await put.publish(batch[last + 12 :])
+        assert put.atomic == atomic, "refused once, not tried again"
     assert await bb.assert_stream_equals_log() == 300
-    with pytest.raises(WrongLastSequence, match="300"):
-        await put.publish(batch[10:20])
+
+
+@pytest.mark.invariant(2)
+@pytest.mark.parametrize("count", [2, 10])
+async def test_somebody_elses_message_in_the_midst_is_noticed(bb: Backbone, count: int) -> None:
+    """The next ones follow on it as they would on ours: only the answer to the one whose place it took can tell."""
+    batch = await messages(bb, 20)
+    async with publisher_of(bb) as put:
+        await put.publish(batch[:5])
+        await put._client.publish(batch[5].subject, b"foreign")
+        with pytest.raises(WrongLastSequence, match="6"):
+            await put.publish(batch[5 : 5 + count])
 
 
 async def test_n6_lost_answers_end_in_time_and_free_their_slots(
     bb: Backbone, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher, "ACK_TIMEOUT_S", 0.3)
-    put = await a_stream(bb)
-    put.atomic = False
     batch = await messages(bb, 40)
     assert bb.bus.client is not None
     subscriptions = len(bb.bus.client._subs)
-    os.kill(nats_server.pid, signal.SIGSTOP)
-    try:
-        with pytest.raises(nats.errors.TimeoutError):
+    async with publisher_of(bb) as put:
+        os.kill(nats_server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(nats.errors.TimeoutError):
+                await put.publish(batch)
+        finally:
+            os.kill(nats_server.pid, signal.SIGCONT)
+        # What was sent is stored all the same; whoever tries again hears so.
+        await bb.relayed(40)
+        with pytest.raises(WrongLastSequence, match="40"):
             await put.publish(batch)
-    finally:
-        os.kill(nats_server.pid, signal.SIGCONT)
-    assert len(bb.bus.client._subs) == subscriptions
-    # What was sent is stored all the same; whoever tries again hears so.
-    await bb.relayed(40)
-    with pytest.raises(WrongLastSequence, match="40"):
-        await put.publish(batch)
+    assert len(bb.bus.client._subs) <= subscriptions + 1, "that for all requests, and no other"
 
 
 async def test_subjects_never_hold_what_nats_would_interpret(bb: Backbone) -> None:

@@ -107,30 +107,51 @@ async def test_catch_ups_at_the_same_time_share_a_look_at_the_head(
 ) -> None:
     tail = await bb.tail("shared")
     looks: list[int] = []
-    head = bb.log.head
+    look = bb.log.look
 
-    async def counted() -> object:
+    async def counted(**given: int) -> object:
         looks.append(1)
-        return await head()
+        return await look(**given)
 
-    monkeypatch.setattr(bb.log, "head", counted)
+    monkeypatch.setattr(bb.log, "look", counted)
     assert all(await asyncio.gather(*(tail.catch_up(5.0) for _ in range(200))))
     assert len(looks) <= 3
+
+
+async def test_what_is_read_at_once_is_applied_once_and_in_order(bb: Backbone) -> None:
+    """Two ways lead to the state, Postgres and NATS, and whoever has just appended takes the quick one."""
+    await bb.relay()
+    tail = await bb.tail("both-ways")
+    await fed_by_jetstream(tail)
+    began = len(tail.state.positions)
+
+    async def one() -> None:
+        done = await bb.set_route()
+        assert await tail.wait_for(done.last_position, 5.0, patience_s=0)
+        assert done.last_position in tail.state.positions
+
+    for _ in range(20):
+        await asyncio.gather(*(one() for _ in range(10)))
+    await bb.relayed((await bb.log.head()).position)
+    applied = tail.state.positions[began:]
+    assert applied == sorted(set(applied))
+    assert len(applied) == 200
+    assert metric("orrery_tail_gap_repaired_total", "both-ways") == 0
 
 
 async def test_a_catch_up_does_not_count_a_look_that_began_before_it(
     bb: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tail = await bb.tail("fresh-look")
-    head, gate, looks = bb.log.head, asyncio.Event(), []
+    look, gate, looks = bb.log.look, asyncio.Event(), []
 
-    async def slow() -> object:
-        seen = await head()
+    async def slow(**given: int) -> object:
+        seen = await look(**given)
         looks.append(seen.position)
         await gate.wait()
         return seen
 
-    monkeypatch.setattr(bb.log, "head", slow)
+    monkeypatch.setattr(bb.log, "look", slow)
     first = asyncio.create_task(tail.catch_up(10.0))
     await eventually(lambda: looks)
     done = await bb.set_route()

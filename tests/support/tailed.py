@@ -105,8 +105,9 @@ class Tailed:
 
     def poll(self) -> Step:
         self.polling = False
-        heads = self.log.heads[self.log.position]
-        return self.do(self.machine.on_head(self.log.epoch, self.log.position, heads, asked_at=self.now, now=self.now))
+        log = self.log
+        rows = log.after(self.machine.position, module.READ_LIMIT)
+        return self.do(self.machine.on_log(log.epoch, log.position, rows, asked_at=self.now, now=self.now))
 
     def wants_read(self) -> bool:
         return self.reading

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from orrery_events.bus import QuickClient
+from orrery_events.quick_client import QuickClient
 
 PIECES = st.sampled_from([b"ce-id", b": ", b":", b" ", b"\t", b"\r\n", b"\x1c", b"\xc3\xa9", b"\xff", b"a b", b"x"])
 

@@ -166,7 +166,7 @@ def test_an_older_epoch_is_ignored_and_a_newer_one_rebuilds(log: Log) -> None:
     assert not tailed.rebuild
     assert tailed.machine.on_message(newer.rows[0], newer.heads[1], 0.0).rebuild
     assert tailed.machine.on_heartbeat(newer.heartbeat(), 0.0).rebuild
-    assert tailed.machine.on_head(2, 3, {}, asked_at=0.0, now=0.0).rebuild
+    assert tailed.machine.on_log(2, 3, [], asked_at=0.0, now=0.0).rebuild
 
 
 def test_a_log_that_changed_under_the_same_epoch_rebuilds(log: Log) -> None:
@@ -206,7 +206,7 @@ def test_waiting_messages_are_bounded(log: Log) -> None:
 
 def test_far_behind_a_rebuild_is_cheaper(log: Log) -> None:
     tailed = Tailed(log, position=6)
-    step = tailed.machine.on_head(1, 6 + REBUILD_BEHIND + 1, {"route": 9}, asked_at=0.0, now=0.0)
+    step = tailed.machine.on_log(1, 6 + REBUILD_BEHIND + 1, [], asked_at=0.0, now=0.0)
     assert "behind" in step.rebuild
 
 

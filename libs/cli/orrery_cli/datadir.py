@@ -7,6 +7,7 @@ data_dir/        0711 when root made it (the database's unprivileged user must g
   logs/          0700: <slot>.log
   postgres/      see embedded/postgres.py
   nats/          see embedded/nats.py
+  snapshots/     what routers and proxies knew, see orrery_runtime/snapshots.py
   homes/, servers/   the spawner's
 """
 
@@ -46,6 +47,7 @@ class DataDir:
         self.secrets = self.path / "secrets"
         self.postgres = self.path / "postgres"
         self.nats = self.path / "nats"
+        self.snapshots = self.path / "snapshots"
         self._lock: int | None = None
 
     def prepare(self) -> None:

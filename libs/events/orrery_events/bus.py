@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as ClientSubscription
 
 from . import subjects
+from .quick_client import QuickClient
 from .tasks import end_tasks
 
 CONNECT_TIMEOUT_S = 3
@@ -43,35 +44,22 @@ Callback = Callable[[Msg], Awaitable[None]]
 _log = structlog.get_logger("orrery.bus")
 
 
-class QuickClient(Client):
-    """nats-py spends most of a message's time on looking for white space in the names of its headers."""
-
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        found = {}
-        for line in raw.split(b"\r\n"):
-            name, colon, value = line.partition(b":")
-            name = name.strip()
-            if not colon or not name.isascii():
-                continue
-            key = name.decode()
-            if not key or key.split() == [key]:
-                found[key] = value.strip().decode(errors="replace")
-        return found
-
-
 class Subscription:
     """Interest in a subject that outlives connections. Made by `Bus.subscribe`."""
 
-    def __init__(self, bus: Bus, subject: str, queue: str, callback: Callback) -> None:
+    def __init__(self, bus: Bus, subject: str, queue: str, callback: Callback, *, inline: bool) -> None:
         self.subject = subject
         self.queue = queue
         self._bus = bus
+        self._inline = inline
         self._callback = callback
         self._live: ClientSubscription | None = None
 
-    async def attach(self, client: Client) -> None:
+    async def attach(self, client: QuickClient) -> None:
         """Subscribes on a fresh connection. Raises nats.errors.Error and OSError."""
+        if self._inline:
+            self._live = await client.subscribe_inline(self.subject, self._receive, queue=self.queue)
+            return
         self._live = await client.subscribe(
             self.subject,
             queue=self.queue,
@@ -103,11 +91,11 @@ class Bus:
         """Why there is no connection, as a sentence for an operator; empty while connected."""
         self.inbox_prefix = inbox_prefix or "_INBOX_" + re.sub(r"[^A-Za-z0-9_-]", "-", name)
         self._url = url
-        self._client: Client | None = None
+        self._client: QuickClient | None = None
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
         self._subscriptions: list[Subscription] = []
-        self._on_connect: list[Callable[[Client], None]] = []
+        self._on_connect: list[Callable[[QuickClient], None]] = []
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -115,7 +103,7 @@ class Bus:
         return self._client is not None
 
     @property
-    def client(self) -> Client | None:
+    def client(self) -> QuickClient | None:
         """The live nats-py client, or None. Never keep it: after a reconnect it is another one."""
         return self._client
 
@@ -156,9 +144,12 @@ class Bus:
         """Tells the relay that the log has grown to `position`."""
         await self.publish(subjects.NUDGE, str(position).encode())
 
-    async def subscribe(self, subject: str, callback: Callback, *, queue: str = "") -> Subscription:
-        """Core NATS subscription that survives reconnects and a NATS that comes up later."""
-        subscription = Subscription(self, subject, queue, callback)
+    async def subscribe(
+        self, subject: str, callback: Callback, *, queue: str = "", inline: bool = False
+    ) -> Subscription:
+        """Core NATS subscription that survives reconnects and a NATS that comes up later. `inline`: see
+        `QuickClient.subscribe_inline`."""
+        subscription = Subscription(self, subject, queue, callback, inline=inline)
         self._subscriptions.append(subscription)
         client = self._client
         if client is not None:
@@ -172,7 +163,7 @@ class Bus:
         with contextlib.suppress(ValueError):
             self._subscriptions.remove(subscription)
 
-    def on_connect(self, callback: Callable[[Client], None]) -> Callable[[], None]:
+    def on_connect(self, callback: Callable[[QuickClient], None]) -> Callable[[], None]:
         """Calls back on every new connection, and at once when there is one. Returns the way to end that."""
         self._on_connect.append(callback)
         if self._client is not None:
@@ -194,7 +185,7 @@ class Bus:
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a secret)
             delay_s = min(delay_s * 2, RETRY_MAX_S)
 
-    async def _connect(self) -> Client | None:
+    async def _connect(self) -> QuickClient | None:
         client = QuickClient()
         self._lost = asyncio.Event()
         try:

@@ -15,6 +15,7 @@ import contextlib
 import json
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -80,7 +81,7 @@ class ProcessLike(Protocol):
     events: EventLog
 
 
-class _Session:
+class _Session(ABC):
     """A FastStream broker for as long as one connection lives, again and again."""
 
     def __init__(self, bus: Bus) -> None:
@@ -105,9 +106,8 @@ class _Session:
             detach()
 
     async def _serve(self, client: Client) -> None:
-        await self._prepare(client)
         broker = SharedBroker(client, self._wake.set)
-        self._declare(broker)
+        await self._declare(client, broker)
         self._wake.clear()
         try:
             await broker.start()
@@ -127,11 +127,9 @@ class _Session:
         self._wake.clear()
         return True
 
-    async def _prepare(self, client: Client) -> None:
-        """Before the broker starts."""
-
-    def _declare(self, broker: SharedBroker) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _declare(self, client: Client, broker: SharedBroker) -> None:
+        """Tells a broker that is about to start what it is to receive."""
 
     async def _healthy(self, client: Client) -> bool:  # noqa: ARG002
         return True
@@ -169,13 +167,11 @@ class Commands(_Session):
         finally:
             await dead_letters.unsubscribe()
 
-    async def _prepare(self, client: Client) -> None:
+    async def _declare(self, client: Client, broker: SharedBroker) -> None:
         js = client.jetstream(timeout=REQUEST_TIMEOUT_S)
         last = (await js.stream_info(subjects.STREAM)).state.last_seq
         await ensure_consumer(js, durable_config(self.durable, self._filters, start=last + 1 - REWIND))
         self._info_at = time.monotonic() + INFO_S
-
-    def _declare(self, broker: SharedBroker) -> None:
         subscriber = broker.subscriber(
             durable=self.durable,
             config=ConsumerConfig(filter_subjects=self._filters),
@@ -295,7 +291,7 @@ class Notifications(_Session, Generic[T]):
         self._decoder = msgspec.json.Decoder(payload)
         self._handler = handler
 
-    def _declare(self, broker: SharedBroker) -> None:
+    async def _declare(self, _client: Client, broker: SharedBroker) -> None:
         broker.subscriber(self.subject, queue=self._queue, decoder=_as_bytes, no_reply=True)(self._consume)
 
     async def _consume(self, body: bytes) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError
 from .stopping import DRAIN_NOTICE_S, DRAIN_TIMEOUT_S, WEBSOCKET_DRAIN_S
@@ -32,12 +31,10 @@ FILE_BACKED = ("database_url", "nats_url", "secret_key", "auth_key")
 """Settings that may instead be named by a file: `<name>_file`."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings. `load()` is the way to get one; it turns every mistake into one clear sentence."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
 
     database_url: str = Field(
         "",
@@ -221,24 +218,14 @@ class Settings(BaseSettings):
     stop_grace_s: Seconds = Field(10.0, description="Time that a server has to end by itself before it is killed.")
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=read_toml(config_path()))
-
-    @classmethod
     def load(cls, **overrides: Any) -> Settings:
         """Settings from all sources; `overrides` win. Raises ConfigError with one sentence."""
         unknown = next((name for name in overrides if name not in cls.model_fields), None)
         if unknown is not None:
             raise ConfigError(f"there is no setting {unknown!r}{suggestion(unknown)}")
         try:
-            return cls(**{name: value for name, value in overrides.items() if value is not None})
+            given = {name: value for name, value in overrides.items() if value is not None}
+            return cls(**{**read_toml(config_path()), **_environment(), **given})
         except ValidationError as error:
             raise ConfigError(_sentence(error)) from None
 
@@ -297,6 +284,12 @@ def read_toml(path: Path | None) -> dict[str, Any]:
         if name not in Settings.model_fields:
             raise ConfigError(f"{path}: there is no setting {name!r}{suggestion(name)}")
     return values
+
+
+def _environment() -> dict[str, str]:
+    """Empty variables count as not set."""
+    named = {name: os.environ.get(f"{ENV_PREFIX}{name.upper()}", "") for name in Settings.model_fields}
+    return {name: value for name, value in named.items() if value}
 
 
 def read_secret_file(setting: str, path: Path) -> str:

@@ -45,6 +45,7 @@ async def body(process: Process) -> None:
         process.bus,
         database_url=process.settings.database_url,
         name=process.instance_id,
+        traced=bool(process.settings.otlp_endpoint),
     )
 
     async def undivided() -> str:

@@ -132,7 +132,10 @@ class ProxyRun:
             )
             try:
                 await jobs.run(job)
-            except CliError:
+            except CliError as error:
+                if self.backbone is None and any(self._snapshots()):
+                    _note(f"{error}; until then the routes are those that were known here")
+                    return
                 if self.backbone is None or self.backbone.holds or asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(PREPARE_RETRY_S)
@@ -167,6 +170,9 @@ class ProxyRun:
             "ORRERY_NATS_URL_FILE": str(secrets / nats),
         }
         if service == "proxy":
+            if not os.environ.get("ORRERY_SECRET_KEY") and not os.environ.get("ORRERY_SECRET_KEY_FILE"):
+                # It seals the snapshots; there is nothing else here that it could be for.
+                told["ORRERY_SECRET_KEY_FILE"] = str(self.data_dir.generated_secret("secret_key"))
             told[ENV] = encode(self.flags.options)
             if ops_port := os.environ.get("ORRERY_OPS_PORT"):
                 told["ORRERY_OPS_PORT"] = ops_port
@@ -174,6 +180,10 @@ class ProxyRun:
         for given in ("ORRERY_DATABASE_URL", "ORRERY_NATS_URL", *([] if service == "proxy" else [TOKEN_ENV])):
             env.pop(given, None)
         return env
+
+    def _snapshots(self, of: str = "*") -> list[Path]:
+        """What replicas keep on disk of the routes, the oldest first."""
+        return sorted((self.data_dir.snapshots / "proxy").glob(f"{of}.snapshot"), key=lambda file: file.stat().st_mtime)
 
     async def _ready(self, slot: Slot) -> None:
         """Returns when the proxy serves. Raises CliError when it ends instead; it has said why."""
@@ -243,7 +253,16 @@ class ProxyRun:
                 file.unlink(missing_ok=True)
         ours = self.data_dir.run / f"{os.getpid()}{KEEPER}"
         ours.touch(mode=0o600)
+        self._forget_snapshots()
         return ours
+
+    def _forget_snapshots(self) -> None:
+        """Of replicas on this machine that are gone, all but the newest."""
+        own = f"proxy-{socket.gethostname()}-"
+        alive = {f"{own}{file.stem}" for file in self.data_dir.run.glob(f"*{KEEPER}")}
+        gone = [file for file in self._snapshots(f"{own}*") if file.stem not in alive]
+        for file in gone[:-1]:
+            file.unlink(missing_ok=True)
 
 
 def data_dir_for(place: str) -> Path:

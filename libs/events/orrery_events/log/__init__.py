@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import without_rich as without_rich  # Before anything imports structlog.
 from .appender import Appended
 from .event_log import EventLog
 from .leases import InstanceRow, Lease, LeaseLost, expire_instances, live_instances

@@ -89,8 +89,9 @@ CREATE FUNCTION es.append(
   e_data bytea[], e_meta jsonb[]
 ) RETURNS TABLE (cmd_no int, status text, stream_version bigint, first_position bigint, last_position bigint)
 -- A session keeps the plan that it made when the tables were empty: it would read them whole, and every append would
--- take longer than the last. LATERAL … OFFSET 0 and this make it look each stream and command up by its key.
-LANGUAGE plpgsql SET enable_seqscan = off AS $$
+-- take longer than the last. LATERAL … OFFSET 0 and the first setting make it look each stream and command up by its
+-- key. Without the second it would plan each call anew, which takes longer than the call.
+LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE v_pos bigint; v_to bigint;
 BEGIN

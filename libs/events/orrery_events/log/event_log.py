@@ -18,11 +18,14 @@ from .reader import (
     COMMAND_SQL,
     HEAD_SQL,
     LIMIT_MAX,
+    LOOK_SQL,
     SNAPSHOT_TIMEOUT_S,
     STREAM_SQL,
     Head,
+    Look,
     Snapshot,
     head_of,
+    look_of,
     recorded_of,
 )
 
@@ -93,6 +96,11 @@ class EventLog:
         """Where the log ends now."""
         with unavailable_means_log_unavailable():
             return head_of(await self.pool.fetch(HEAD_SQL))
+
+    async def look(self, *, after_position: int, limit: int = 1000) -> Look:
+        """Where the log ends now, and the first events after a position, in one question."""
+        with unavailable_means_log_unavailable():
+            return look_of(await self.pool.fetch(LOOK_SQL, after_position, min(limit, LIMIT_MAX)))
 
     @asynccontextmanager
     async def snapshot(self, categories: Iterable[str]) -> AsyncIterator[Snapshot]:

@@ -24,6 +24,9 @@ CATEGORY_SQL = f"""SELECT {COLUMNS}, (SELECT epoch FROM es.log_head) FROM es.eve
   WHERE e.category = $1 AND e.category_seq > $2 ORDER BY e.category_seq LIMIT $3"""  # noqa: S608
 ALL_SQL = f"""SELECT {COLUMNS}, (SELECT epoch FROM es.log_head) FROM es.events e
   WHERE e.position > $1 ORDER BY e.position LIMIT $2"""  # noqa: S608
+LOOK_SQL = f"""SELECT {COLUMNS}, h.epoch, h.position, h.log_id::text FROM es.log_head h
+  LEFT JOIN LATERAL (SELECT * FROM es.events WHERE position > $1 ORDER BY position LIMIT $2) e ON true
+  ORDER BY e.position"""  # noqa: S608
 LATEST_SQL = f"""SELECT {COLUMNS}
   FROM (SELECT position FROM es.latest WHERE category = ANY($1::text[]) AND NOT tombstone ORDER BY position OFFSET 0) l
   CROSS JOIN LATERAL (SELECT * FROM es.events WHERE position = l.position OFFSET 0) e
@@ -59,6 +62,16 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
         return {category: head.seq for category, head in self.categories.items()}
 
 
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the log ends, and what follows a position, at one moment."""
+
+    epoch: int
+    position: int
+    system_id: str
+    """As in `Head`."""
+    rows: list[Recorded]
+
+
 def recorded_of(row: asyncpg.Record, epoch: int) -> Recorded:
     """One row of `COLUMNS`."""
     return Recorded(
@@ -82,6 +95,13 @@ def head_of(rows: list[asyncpg.Record]) -> Head:
     epoch, position, log_id = rows[0][0], rows[0][1], rows[0][2]
     categories = {row[3]: CategoryHead(row[4], row[5]) for row in rows if row[3] is not None}
     return Head(epoch=epoch, position=position, categories=categories, system_id=log_id)
+
+
+def look_of(rows: list[asyncpg.Record]) -> Look:
+    """The rows of `LOOK_SQL`."""
+    epoch, position, log_id = rows[0][11:14]
+    found = [recorded_of(row, epoch) for row in rows if row[0] is not None]
+    return Look(epoch=epoch, position=position, system_id=log_id, rows=found)
 
 
 class Snapshot:

@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind
@@ -23,12 +22,16 @@ from .. import subjects
 from ..errors import UnknownEventType
 from ..heartbeat import HEADS_HEADER, encode_heads
 from ..ids import derived_id, new_id
+from ..quick_client import QuickClient
 from ..recorded import Recorded, to_headers
 
 BATCH_MAX = 500
 """Messages of one atomic batch; NATS takes up to 1,000."""
+ATOMIC_MIN = 65
+"""Fewer are sent each for itself: NATS makes a folder and files for every atomic batch, and deletes them again."""
 ACK_TIMEOUT_S = 5.0
-PIPELINE_MAX = 256
+PIPELINE_MAX = 64
+"""Messages sent before an answer is waited for, at most; as many of the stream's last ones are proven by `Settler`."""
 LINKS_MAX = 128
 
 EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Sequence"
@@ -89,30 +92,43 @@ def message_of(recorded: Recorded, heads: Mapping[str, int]) -> Message:
 
 
 class Publisher:
-    """Publishes on one connection. Every method either stores all messages at exactly their positions or raises; what
-    was stored before an error stays, which the next look at the stream shows."""
+    """Publishes on one connection. Either stores all messages at exactly their positions or raises; what was stored
+    before an error stays, which the next look at the stream shows. Of no use after an error."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: QuickClient, *, traced: bool) -> None:
         self._client = client
+        self._traced = traced
         version = client.connected_server_version
         self.atomic = (version.major, version.minor) >= (2, 12)
+        self._inbox = client.new_inbox()
+        self._answers: dict[str, Msg] = {}
+        """By the subject that they came to."""
+        self._awaited = 0
+        self._complete = asyncio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def on(cls, client: QuickClient, *, traced: bool = False) -> AsyncIterator[Publisher]:
+        """`traced`: spans are made of what is sent, which costs as much again. Raises nats.errors.Error and OSError."""
+        self = cls(client, traced=traced)
+        # One subscription for all answers: each that comes or goes costs NATS what it remembers of all others.
+        subscription = await client.subscribe_inline(f"{self._inbox}.*", self._receive)
+        try:
+            yield self
+        finally:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await subscription.unsubscribe()
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Consecutive positions. Raises WrongLastSequence, Overloaded, nats.errors.Error, OSError."""
-        with _spans(messages):
+        with _spans(messages) if self._traced else contextlib.nullcontext():
             try:
-                if len(messages) == 1:
-                    await self._one(messages[0])
-                elif self.atomic:
+                if self.atomic and len(messages) >= ATOMIC_MIN:
                     await self._batch(messages)
                 else:
                     await self._pipeline(messages)
             except nats.js.errors.APIError as error:
                 raise _translate(error) from error
-
-    async def _one(self, message: Message) -> None:
-        headers = {**message.headers, EXPECTED_LAST_SEQUENCE: str(message.position - 1)}
-        await self._request(message, headers)
 
     async def _batch(self, messages: Sequence[Message]) -> None:
         """One atomic batch (NATS ADR-50). Only the commit asks for an answer, which also speaks for the rest."""
@@ -126,7 +142,10 @@ class Publisher:
                     await self._client.publish(message.subject, message.data, headers=headers)
                 else:
                     headers[BATCH_COMMIT] = "1"
-                    await self._request(message, headers)
+                    answer = await self._client.request(
+                        message.subject, message.data, timeout=ACK_TIMEOUT_S, headers=headers
+                    )
+                    _check_answer(answer, message)
         except nats.js.errors.APIError as error:
             if error.err_code not in _BATCH_ERRORS:
                 raise
@@ -134,7 +153,8 @@ class Publisher:
             await self._pipeline(messages)
 
     async def _pipeline(self, messages: Sequence[Message]) -> None:
-        """Each with its own compare-and-set: after the first failure all later ones fail too.
+        """Each with its own compare-and-set and its own answer: after the first that is refused all later ones are,
+        too, unless somebody else's message took its place.
 
         nats-py's `publish_async` is not used: its futures have no time limit, a lost answer holds its slot for ever,
         and an error that NATS answers never reaches the future.
@@ -143,34 +163,25 @@ class Publisher:
             await self._pipe(messages[start : start + PIPELINE_MAX])
 
     async def _pipe(self, messages: Sequence[Message]) -> None:
-        answers: dict[int, Msg] = {}
-        complete = asyncio.Event()
-
-        async def receive(answer: Msg) -> None:
-            answers[int(answer.subject.rpartition(".")[2])] = answer
-            if len(answers) == len(messages):
-                complete.set()
-
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(f"{inbox}.*", cb=receive)
-        try:
-            for number, message in enumerate(messages):
-                headers = {**message.headers, EXPECTED_LAST_SEQUENCE: str(message.position - 1)}
-                await self._client.publish(message.subject, message.data, reply=f"{inbox}.{number}", headers=headers)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ACK_TIMEOUT_S):
-                    await complete.wait()
-        finally:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await subscription.unsubscribe()
-        for number, message in enumerate(messages):
-            if number not in answers:
+        replies = [f"{self._inbox}.{message.position}" for message in messages]
+        self._answers, self._awaited = {}, len(messages)
+        self._complete.clear()
+        for message, reply in zip(messages, replies, strict=True):
+            headers = {**message.headers, EXPECTED_LAST_SEQUENCE: str(message.position - 1)}
+            await self._client.publish(message.subject, message.data, reply=reply, headers=headers)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ACK_TIMEOUT_S):
+                await self._complete.wait()
+        for message, reply in zip(messages, replies, strict=True):
+            answer = self._answers.get(reply)
+            if answer is None:
                 raise nats.errors.TimeoutError
-            _check_answer(answers[number], message)
+            _check_answer(answer, message)
 
-    async def _request(self, message: Message, headers: dict[str, str]) -> None:
-        answer = await self._client.request(message.subject, message.data, timeout=ACK_TIMEOUT_S, headers=headers)
-        _check_answer(answer, message)
+    async def _receive(self, answer: Msg) -> None:
+        self._answers[answer.subject] = answer
+        if len(self._answers) >= self._awaited:
+            self._complete.set()
 
 
 def _check_answer(answer: Msg, message: Message) -> None:

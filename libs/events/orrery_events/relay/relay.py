@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Iterator
 import asyncpg
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import StreamInfo
@@ -24,6 +23,7 @@ from ..bus import Bus
 from ..errors import LogUnavailable
 from ..heartbeat import Heartbeat, encode_heartbeat
 from ..log import EventLog
+from ..quick_client import QuickClient
 from ..recorded import Recorded
 from ..stream import MAX_BYTES, Owner, find_stream
 from ..tasks import end_tasks
@@ -67,8 +67,10 @@ class Relay:
         name: str,
         replicas: int = 1,
         max_bytes: int = MAX_BYTES,
+        traced: bool = False,
     ) -> None:
-        """`database_url`: a direct connection for the leader's lock. `name`: this instance, for the heartbeat."""
+        """`database_url`: a direct connection for the leader's lock. `name`: this instance, for the heartbeat.
+        `traced`: somebody collects spans."""
         self.name = name
         self.leading = False
         self.diverged = ""
@@ -80,6 +82,7 @@ class Relay:
         self._events = log
         self._pool = pool
         self._bus = bus
+        self._traced = traced
         self._database_url = database_url
         self._settler = Settler(log, replicas=replicas, max_bytes=max_bytes)
         self._chores = Chores(log, pool)
@@ -91,7 +94,7 @@ class Relay:
 
     async def run(self) -> None:
         """Waits to lead, leads, and waits again when the lock is lost."""
-        nudges = await self._bus.subscribe(subjects.NUDGE, self._on_nudge)
+        nudges = await self._bus.subscribe(subjects.NUDGE, self._on_nudge, inline=True)
         try:
             while True:
                 leadership = Leadership(self._database_url)
@@ -164,8 +167,13 @@ class Relay:
         finally:
             self._settled = None
 
-    async def _follow(self, client: Client, js: JetStreamContext, settled: Settled) -> None:
-        publisher = Publisher(client)
+    async def _follow(self, client: QuickClient, js: JetStreamContext, settled: Settled) -> None:
+        async with Publisher.on(client, traced=self._traced) as publisher:
+            await self._publish_all(client, js, settled, publisher)
+
+    async def _publish_all(
+        self, client: QuickClient, js: JetStreamContext, settled: Settled, publisher: Publisher
+    ) -> None:
         self.last_seq = settled.last_seq
         heads = dict(await self._pool.fetch(_HEADS_AT, settled.last_seq))
         self._settled, self._complained = settled, ""

@@ -7,6 +7,8 @@ operator can know which history counts, and says so by raising the epoch.
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import nats.js.errors
 import structlog
@@ -17,6 +19,7 @@ from .. import subjects
 from ..errors import OrreryError
 from ..log import EventLog, Head
 from ..stream import Owner, apply_drift, create_stream, find_stream, owner_of, recreate_stream, stream_config
+from .publisher import PIPELINE_MAX
 
 BACKFILL = 10_000
 """Events that a stream made anew begins with; older ones are read from Postgres."""
@@ -86,33 +89,34 @@ class Settler:
         )
 
     async def _content_fault(self, js: JetStreamContext, info: StreamInfo, head: Head) -> str:
-        """Compares the stream's last message with the log. Empty: they agree."""
-        last = info.state.last_seq
-        if last < info.state.first_seq - 1:
-            return f"its last sequence {last} lies before its first, {info.state.first_seq}"
+        """Compares the stream's end with the log. Empty: they agree."""
+        first, last = info.state.first_seq, info.state.last_seq
+        if last < first - 1:
+            return f"its last sequence {last} lies before its first, {first}"
         if last == 0:
             return ""
-        message = await _get(js, last)
-        ours = message is not None and _is_ours(message, last, head.epoch)
         if last > head.position:
-            if message is None or ours:
+            message = await _get(js, last)
+            if message is None or _is_ours(message, last, head.epoch):
                 raise Diverged(
                     f"the stream {subjects.STREAM} ends at {last}, the log at {head.position}: Postgres lost its tail."
                     " Recover it, or accept the loss by raising the log's epoch; consumers read Postgres meanwhile"
                 )
             return f"somebody else published at sequence {last}"
-        if message is None:
-            return ""
-        rows = await self._events.read_all(after_position=last - 1, limit=1)
-        if rows and rows[0].position == last and (message.headers or {}).get("ce-id") == rows[0].event_id:
-            return ""
-        if ours and rows and rows[0].position == last:
-            raise Diverged(
-                f"the stream {subjects.STREAM} and the log hold different events at position {last}: Postgres was"
-                " restored to an earlier state. Accept that by raising the log's epoch; consumers read Postgres"
-                " meanwhile"
-            )
-        return f"somebody else published at sequence {last}"
+        # Somebody else's message that took the place of one of ours may be followed by the rest of what was sent.
+        rows = await self._events.read_all(after_position=max(first - 1, last - PIPELINE_MAX), limit=PIPELINE_MAX)
+        rows = [row for row in rows if row.position <= last]
+        for row, message in zip(rows, await asyncio.gather(*(_get(js, row.position) for row in rows)), strict=True):
+            if message is None or (message.headers or {}).get("ce-id") == row.event_id:
+                continue
+            if _is_ours(message, row.position, head.epoch):
+                raise Diverged(
+                    f"the stream {subjects.STREAM} and the log hold different events at position {row.position}:"
+                    " Postgres was restored to an earlier state. Accept that by raising the log's epoch; consumers"
+                    " read Postgres meanwhile"
+                )
+            return f"somebody else published at sequence {row.position}"
+        return ""
 
 
 def _first_seq(head: Head) -> int:

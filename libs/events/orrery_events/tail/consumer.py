@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Callable, Iterable
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -19,15 +18,13 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from .. import subjects
 from ..errors import OrreryError
 from ..ids import new_id
+from ..quick_client import QuickClient
 from ..stream import owner_of
 
 IDLE_HEARTBEAT_S = 1.0
 INACTIVE_THRESHOLD_S = 10.0
 """NATS removes the consumer of a process that is gone after this."""
 REQUEST_TIMEOUT_S = 3.0
-PENDING_MESSAGES_MAX = 262_144
-PENDING_BYTES_MAX = 256 * 2**20
-"""Flow control keeps far below this; it is the bound should it not."""
 
 STATUS = "Status"
 STALLED = "Nats-Consumer-Stalled"
@@ -41,7 +38,7 @@ class PushConsumer:
     """One consumer on one connection. Make a new one rather than repair it."""
 
     def __init__(
-        self, client: Client, name: str, on_event: Callable[[Msg], None], on_alive: Callable[[], None]
+        self, client: QuickClient, name: str, on_event: Callable[[Msg], None], on_alive: Callable[[], None]
     ) -> None:
         self._client = client
         self._name = f"{name}-{new_id()}"
@@ -58,12 +55,7 @@ class PushConsumer:
         if owner is not None and owner.system_id != log_id:
             raise AnotherLog("the stream is the copy of another log")
         inbox = self._client.new_inbox()
-        self._subscription = await self._client.subscribe(
-            inbox,
-            cb=self._receive,
-            pending_msgs_limit=PENDING_MESSAGES_MAX,
-            pending_bytes_limit=PENDING_BYTES_MAX,
-        )
+        self._subscription = await self._client.subscribe_inline(inbox, self._receive)
         config = ConsumerConfig(
             name=self._name,
             deliver_subject=inbox,

@@ -47,7 +47,7 @@ class Step(msgspec.Struct):
     read: bool = False
     """Read the log from `position` on and hand the rows to `on_rows`."""
     poll: bool = False
-    """Read the head from Postgres and hand it to `on_head` (or call `on_poll_failed`)."""
+    """Read the head and what follows `position` from Postgres and hand it to `on_log` (or call `on_poll_failed`)."""
     consume: bool = False
     """Make the JetStream consumer anew, from `position + 1`."""
 
@@ -163,16 +163,24 @@ class TailMachine:
         self._see(Target(heartbeat.position, heartbeat.categories, now, now + BEHIND_GRACE_S))
         return step
 
-    def on_head(self, epoch: int, position: int, seqs: Mapping[str, int], *, asked_at: float, now: float) -> Step:
-        """The head as Postgres has it; nothing is in flight that one could wait for, so the log is read at once."""
+    def on_log(self, epoch: int, position: int, rows: Sequence[Recorded], *, asked_at: float, now: float) -> Step:
+        """The head and, of the same moment, the rows after `self.position` as it was then; at most READ_LIMIT of them,
+        gapless, all categories."""
         self._polling = False
         self._poll_ok_at = now
         if epoch != self.epoch:
             return Step(rebuild="the log's epoch changed")
         if position - self.position > REBUILD_BEHIND:
             return Step(rebuild=f"{position - self.position} events behind")
-        self._see(Target(position, seqs, asked_at, now))
-        return self._repair(now)
+        self.known_position = max(self.known_position, position)
+        step = self._advance(rows)
+        if step.rebuild:
+            return step
+        if self.position >= position:
+            self.proof_at = max(self.proof_at, asked_at)
+        if self._buffer or self.position < position:
+            self._want_read(step, now)
+        return step
 
     def on_poll_failed(self) -> None:
         self._polling = False
@@ -181,6 +189,20 @@ class TailMachine:
         """The log's rows after some position at or before ours, gapless, all categories."""
         self._reading = False
         before = self.position
+        step = self._advance(rows)
+        if step.rebuild:
+            return step
+        self._poll_ok_at = now
+        self._futile = 0 if self.position > before else self._futile + 1
+        if self._futile >= FUTILE_READS_MAX:
+            # The waiting messages speak of positions that Postgres does not have. They are not ours.
+            self._buffer.clear()
+            self._futile = 0
+        if self._buffer or len(rows) >= READ_LIMIT:
+            self._want_read(step, now)
+        return step
+
+    def _advance(self, rows: Sequence[Recorded]) -> Step:
         step = Step()
         for recorded in rows:
             if recorded.position <= self.position:
@@ -195,16 +217,8 @@ class TailMachine:
                 step.rebuild = f"the log does not go on from position {self.position}"
                 return step
             step.apply += self._take(recorded)
-        self._poll_ok_at = now
         step.apply += self._drain()
         self._prove()
-        self._futile = 0 if self.position > before else self._futile + 1
-        if self._futile >= FUTILE_READS_MAX:
-            # The waiting messages speak of positions that Postgres does not have. They are not ours.
-            self._buffer.clear()
-            self._futile = 0
-        if self._buffer or len(rows) >= READ_LIMIT:
-            self._want_read(step, now)
         return step
 
     def on_read_failed(self, now: float) -> None:

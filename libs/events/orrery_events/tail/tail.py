@@ -12,7 +12,6 @@ import asyncpg
 import msgspec
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from .. import subjects
@@ -20,6 +19,7 @@ from ..bus import Bus, Subscription
 from ..errors import LogUnavailable
 from ..heartbeat import HEADS_HEADER, decode_heads, decode_heartbeat
 from ..projection import Projection
+from ..quick_client import QuickClient
 from ..recorded import Recorded, from_message
 from ..tasks import end_tasks
 from . import metrics
@@ -124,7 +124,7 @@ class Tail(Generic[P]):
     async def start(self) -> None:
         """Rebuilds from `es.latest` (again and again while Postgres is away), then follows in the background. Returns
         when `state` is at the head seen at start, or is the one on disk because Postgres is away."""
-        self._heartbeats = await self._bus.subscribe(subjects.HEAD, self._on_heartbeat)
+        self._heartbeats = await self._bus.subscribe(subjects.HEAD, self._on_heartbeat, inline=True)
         self._detach = self._bus.on_connect(self._on_connect)
         self._tasks = [
             asyncio.create_task(self._forever(run), name=f"tail-{self.name}-{run.__name__.strip('_')}")
@@ -152,12 +152,13 @@ class Tail(Generic[P]):
         for future in self._catchers:
             future.cancel()
 
-    async def wait_for(self, position: int, timeout_s: float = 0.5) -> bool:
-        """True as soon as every event up to `position` is in `state` (read your own writes)."""
+    async def wait_for(self, position: int, timeout_s: float = 0.5, *, patience_s: float = WAIT_PATIENCE_S) -> bool:
+        """True as soon as every event up to `position` is in `state` (read your own writes). `patience_s`: how long it
+        is left to NATS; 0 where the answer is worth a question to Postgres."""
         if self._machine.position >= position:
             return True
-        patience_s = min(WAIT_PATIENCE_S, timeout_s)
-        if await self._waiting.wait(position, patience_s):
+        patience_s = min(patience_s, timeout_s)
+        if patience_s and await self._waiting.wait(position, patience_s):
             return True
         # NATS is slow or away: do not leave it to the next poll.
         self._want_poll = True
@@ -165,7 +166,7 @@ class Tail(Generic[P]):
         return await self._waiting.wait(position, timeout_s - patience_s)
 
     async def catch_up(self, timeout_s: float = 0.2) -> bool:
-        """Reads the head from Postgres and applies up to it. True: everything that was committed before this call is
+        """Reads the log's end from Postgres and applies it. True: everything that was committed before this call is
         in `state`. False: that could not be proven in time."""
         if len(self._catchers) >= CATCHERS_MAX or not self._tasks:
             return False
@@ -190,7 +191,7 @@ class Tail(Generic[P]):
 
     # What comes in
 
-    def _on_connect(self, _client: Client) -> None:
+    def _on_connect(self, _client: QuickClient) -> None:
         self._consumer_work.set()
 
     async def _on_heartbeat(self, message: Msg) -> None:
@@ -285,18 +286,18 @@ class Tail(Generic[P]):
         asked_at = time.monotonic()
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
-                head = await self._events.head()
+                seen = await self._events.look(after_position=self._machine.position, limit=READ_LIMIT)
         except _READ_ERRORS as error:
             self._machine.on_poll_failed()
             for future in catchers:
                 if not future.done():
                     future.set_exception(LogUnavailable(str(error)))
             return
-        if head.system_id != self._log_id:
+        if seen.system_id != self._log_id:
             self._do(Step(rebuild="Postgres holds another log"))
         else:
             self._confirmed, now = True, time.monotonic()
-            self._do(self._machine.on_head(head.epoch, head.position, head.seqs(), asked_at=asked_at, now=now))
+            self._do(self._machine.on_log(seen.epoch, seen.position, seen.rows, asked_at=asked_at, now=now))
         if self._fault:
             # Positions of two epochs do not compare: whoever waits is answered after the rebuild.
             self._catchers += catchers
@@ -304,7 +305,7 @@ class Tail(Generic[P]):
             return
         for future in catchers:
             if not future.done():
-                future.set_result(head.position)
+                future.set_result(seen.position)
 
     async def _rebuild(self) -> None:
         """Builds a new state beside the old one and swaps. Tries until it succeeds."""

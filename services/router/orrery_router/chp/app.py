@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from orrery_runtime import listener, redaction
 from orrery_runtime.config import Settings
 from orrery_runtime.errors import StartupError
 from orrery_runtime.process import Process, run
+from orrery_runtime.snapshots import may_start_alone, place_of
 
 from . import metrics
 from . import options as handed
@@ -44,7 +46,8 @@ async def body(process: Process) -> None:
     options = read_options()
     token = os.environ.pop(handed.TOKEN_ENV, "")
     redaction.add_own_secrets(token)
-    tail = Tail(process.events, process.bus, ProxyState, categories=CATEGORIES, name=NAME)
+    place = place_of(NAME, process.settings)
+    tail = Tail(process.events, process.bus, ProxyState, categories=CATEGORIES, name=NAME, place=place)
     await tail.start()
     process.track(tail)
     activity = ProxyActivity(process.bus, process.instance_id)
@@ -56,7 +59,11 @@ async def body(process: Process) -> None:
 
     tail.subscribe(applied)
     routes = Routes(process.events, tail, activity, host_routing=options.host_routing)
-    await set_default(routes, options)
+    if process.started_alone:
+        # What it was is known; whether it is another now is for the log to say.
+        process.task("default target", partial(set_default, routes, options))
+    else:
+        await set_default(routes, options)
     if not token:
         process.logger.warning("api_without_token", consequence="whoever reaches the REST API may change routes")
     api = Api(routes, token)
@@ -214,4 +221,4 @@ def read_options() -> Options:
 
 
 def main() -> int:
-    return run(NAME, body)
+    return run(NAME, body, may_start_alone=partial(may_start_alone, NAME))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -44,6 +45,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 class ProxyState:
     """The fold."""
+
+    SECTIONS: ClassVar[Mapping[str, Any]] = {"entries": Entry}
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
@@ -103,9 +106,12 @@ class ProxyState:
             by_default=recorded.meta.actor == DEFAULT_TARGET_ACTOR,
         )
         self._remove(event.route_id)
-        self.entries[event.route_id] = entry
-        self._ids[key] = event.route_id
-        self._places[event.host, parts] = entry
+        self._put(entry, parts)
+
+    def _put(self, entry: Entry, parts: tuple[str, ...]) -> None:
+        self.entries[entry.route_id] = entry
+        self._ids[entry.key] = entry.route_id
+        self._places[entry.host, parts] = entry
         self._note(entry, 1)
         if parts and len(self._parents) < PARENTS_MAX:
             self._parents.add(parts[:-1])
@@ -126,6 +132,16 @@ class ProxyState:
             del self._hosts[entry.host]
         if set(self._counts) != set(self._depths):
             self._depths = tuple(sorted(self._counts, reverse=True))
+
+    def sections(self) -> dict[str, list[Entry]]:
+        """The state in immutable pieces; see `orrery_events.tail.snapshot`."""
+        return {"entries": list(self.entries.values())}
+
+    def restore(self, section: str, items: Sequence[Entry]) -> None:
+        """The inverse."""
+        if section == "entries":
+            for entry in items:
+                self._put(entry, segments_of(entry.prefix))
 
     def digest(self) -> str:
         """Equal on all replicas at the same position."""

@@ -78,7 +78,7 @@ class Routes:
 
     async def _append(self, route_id: str, event: RouteSet | RouteRemoved, actor: str) -> None:
         appended = await self._log.append(route_stream(route_id), [event], actor=actor)
-        if not await self._tail.wait_for(appended.last_position, APPLIED_TIMEOUT_S):
+        if not await self._tail.wait_for(appended.last_position, APPLIED_TIMEOUT_S, patience_s=0):
             raise LogUnavailable("the change is in the log and this replica has not read it yet: ask again soon")
 
     async def _read(self) -> None:

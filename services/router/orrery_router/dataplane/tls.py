@@ -5,14 +5,16 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 import structlog
-from cryptography import x509
 from prometheus_client import Gauge
 
 from orrery_runtime.config import Settings
 from orrery_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 EXPIRES: Final = Gauge(
     "orrery_router_tls_certificate_expires_seconds", "When the certificate that ends first ends, as Unix time."
@@ -117,6 +119,8 @@ def server_tls(settings: Settings) -> Reloaded[ssl.SSLContext] | None:
 def server_context(pairs: Sequence[KeyPair], client_ca: Path | None = None) -> ssl.SSLContext:
     """TLS 1.2 or later, HTTP/1.1. The name that a client asks for chooses among the certificates, the first is for all
     others. Raises OSError and ValueError."""
+    from cryptography import x509  # noqa: PLC0415 (only who serves TLS needs it, and it is megabytes in every router)
+
     contexts = [_one_server_context(pair, client_ca) for pair in pairs]
     certificates = [x509.load_pem_x509_certificates(pair.cert_file.read_bytes())[0] for pair in pairs]
     names: dict[str, ssl.SSLContext] = {}
@@ -137,6 +141,8 @@ def server_context(pairs: Sequence[KeyPair], client_ca: Path | None = None) -> s
 
 def names_of(certificate: x509.Certificate) -> list[str]:
     """The DNS names that a certificate is for, in lower case."""
+    from cryptography import x509  # noqa: PLC0415
+
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
