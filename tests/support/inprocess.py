@@ -21,6 +21,7 @@ from orrery_router.dataplane.connection import Client
 from orrery_router.dataplane.head import KnownHeads
 from orrery_router.dataplane.limits import Limits
 from orrery_router.dataplane.pool import Pool
+from orrery_router.dataplane.remembered import Remembered
 from orrery_router.dataplane.server import DataPlane
 from orrery_router.dataplane.tls import upstream_tls
 from orrery_router.dataplane.upstream import Upstream
@@ -117,10 +118,13 @@ class Silent:
     def touch(self, _server_id: str) -> None: ...
 
 
-def plane() -> tuple[DataPlane, Wired]:
-    """A router that has seen nothing yet and knows ada's public server and bob's, to which nobody has access."""
-    made = _plane()
-    made.known, made.pool = KnownHeads(), (wired := Wired())
+def plane(*, own_state: bool = False) -> tuple[DataPlane, Wired]:
+    """A router that has seen nothing yet and knows ada's public server and bob's, to which nobody has access.
+
+    `own_state`: what it knows is nobody else's, and may be changed."""
+    made = _plane.__wrapped__() if own_state else _plane()
+    made.known, made.repeats, made.answers = KnownHeads(), Remembered(), Remembered()
+    made.pool = (wired := Wired())
     return made, wired
 
 

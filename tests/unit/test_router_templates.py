@@ -8,14 +8,14 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from orrery_router.dataplane.head import Fields, Head
+from orrery_router.dataplane.head import Head, fields_of
 from orrery_router.replies import Replies
 from orrery_router.templates import Templates
 from orrery_runtime.errors import ConfigError
 from orrery_runtime.pages import CSS_SOURCE, SECURITY_HEADERS
 
-ANYBODY = Head(b"GET", b"/x", Fields([(b"Host", b"x"), (b"Accept", b"text/html")]))
-PROGRAM = Head(b"GET", b"/x", Fields([(b"Host", b"x"), (b"Accept", b"application/json")]))
+ANYBODY = Head(b"GET", b"/x", fields_of([(b"Host", b"x"), (b"Accept", b"text/html")]))
+PROGRAM = Head(b"GET", b"/x", fields_of([(b"Host", b"x"), (b"Accept", b"application/json")]))
 
 
 def said(replies: Replies, status: int = 404, message: str = "Nothing.", head: Head = ANYBODY) -> tuple[str, str]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 from opentelemetry.trace import Span, SpanKind
 
@@ -25,13 +23,13 @@ from . import domain, passing
 from .dataplane import limits
 from .dataplane.head import SAFE, UNNAMED_HOST, BadRequest, Head, framing
 from .dataplane.limits import Limits
-from .domain import NO_OPTIONS, BadPath, Path, Route
-from .lines import TRACEPARENT
-from .location import Location
+from .domain import BadPath, Path, Route
+from .lines import TRACEPARENT, Line
 from .passing import Peer
-from .plan import Leave, Miss, Plan, Way
+from .plan import Leave, Miss, Plan, Repeat, Way
 from .projections import RouterState
 from .replies import Replies, Reply, too_large
+from .ways import Onward, Ways
 
 if TYPE_CHECKING:
     from .templates import Templates
@@ -61,7 +59,9 @@ class Gateway:
         self._turn = 0
         self._principals: dict[tuple[bytes, str], tuple[Principal | None, object]] = {}
         """Who presents which credentials, as found with the identities of that stamp."""
-        self._secret_of = lru_cache(maxsize=SECRETS_MAX)(secrets.server_secret)
+        self._ways = Ways(secrets, bounds, base_url)
+        self._said: dict[tuple[str, bytes], bytes] = {}
+        """What is said of requests from one place to one host, where nobody else is asked."""
         self._request_prefix, self._asked = new_id()[:-8], 0
         self._control_way = Way(
             trusted=True, server_id="", kind="control", response_timeout_s=limits.CONTROL_RESPONSE_TIMEOUT_S,
@@ -115,7 +115,7 @@ class Gateway:
         span, traced = self._span(head, f"{method} {self._base_url}hub/*", None)
         lines = (
             _host_line(head)
-            + passing.for_control_plane(head.fields.lines, head.fields.listed, traced=self._tracing)
+            + passing.for_control_plane([*head.fields.lines, *head.varying], head.fields.listed, traced=self._tracing)
             + self._forwarded(head, peer)
             + self._edge_line
         )
@@ -161,10 +161,41 @@ class Gateway:
         if route.options is not None and route.options.prepend:
             target = route.options.prepend.encode() + target
         span, lines = None, leave.lines
+        if head.varying:
+            lines += self._for_server(head.varying, head.fields.listed, leave.way.secret_header)
         if self._tracing:
             span, traced = self._span(head, f"{head.method.decode()} {self._base_url}user/*", route)
             lines += traced
-        return Plan(leave.way.targets, self._request(head, target, lines, request_id), leave.way, request_id, span)
+        request = self._request(head, target, lines, request_id)
+        return Plan(leave.way.targets, request, leave.way, request_id, span, leave=leave)
+
+    def repeat(self, data: bytes, head: Head, plan: Plan) -> Repeat | None:
+        """As `Decider.repeat`."""
+        if plan.leave is None or head.path is None or not head.path.plain:
+            return None
+        before = plan.head[: plan.head.rfind(b" ") + 1] + self._request_prefix.encode()
+        return Repeat(data, head, plan, before, stamp=None)
+
+    def again(self, repeat: Repeat, place: str) -> bytes | None:
+        """As `Decider.again`. Everything that the leave to pass depends on is looked at again, as for any request; the
+        table only if it has changed since."""
+        state, leave, head = self._state(), repeat.plan.leave, repeat.head
+        if (
+            leave is None
+            or leave.stamp is not state.identity.stamp
+            or leave.place != place
+            or leave.until <= time.time()
+        ):
+            return None
+        path, route = head.path, leave.route
+        if repeat.stamp is not state.table.stamp:
+            if path is None or state.table.find_plain(head.host_name, path.text) is not route:
+                return None
+            repeat.stamp = state.table.stamp
+        if not route.server_name and (path is None or _is_of_named_server(path, route, state)):
+            return None
+        self._asked += 1
+        return b"%b%08x\r\n\r\n" % (repeat.before, self._asked)
 
     def _judge(
         self, head: Head, path: Path, route: Route, peer: Peer, request_id: str, *, last_look: bool
@@ -189,52 +220,30 @@ class Gateway:
         if self._bounds.body_bytes_max and head.length > self._bounds.body_bytes_max:
             raise BadRequest(413, too_large(self._bounds.body_bytes_max))
         stamp = self._state().identity.stamp
+        onward = self._ways.of(route)
         until = math.inf if known is None or known.expires_at is None else known.expires_at
         return Leave(
             route,
             peer.place,
             stamp,
             until,
-            self._way_of(route),
-            self._lines_for(head, route, peer, visitor=known),
+            onward.way,
+            self._lines_for(head, onward, peer, visitor=known),
         )
 
-    def _way_of(self, route: Route) -> Way:
-        options, location = route.options or NO_OPTIONS, None
-        if options.rewrite_location:
-            prefix = self._public_prefix(route) if route.strip_prefix else b""
-            location = Location(route.target, prepend=options.prepend, prefix=prefix)
-        return Way(
-            trusted=False,
-            server_id=route.server_id,
-            kind="server",
-            response_timeout_s=options.response_timeout_s or self._bounds.response_timeout_s,
-            body_bytes_max=self._bounds.body_bytes_max,
-            secret_header=route.secret_header.encode(),
-            targets=[route.target],
-            connect_timeout_s=options.connect_timeout_s,
-            location=location,
-        )
+    def _for_server(self, lines: Iterable[Line], listed: frozenset[bytes], secret_header: bytes) -> bytes:
+        return passing.for_user_server(lines, listed, secret_header=secret_header, traced=self._tracing)
 
-    def _public_prefix(self, route: Route) -> bytes:
-        """As a browser spells it, base URL included."""
-        return self._base_url.encode()[:-1] + quote(route.prefix).encode()
-
-    def _lines_for(self, head: Head, route: Route, peer: Peer, *, visitor: Principal | None) -> bytes:
+    def _lines_for(self, head: Head, onward: Onward, peer: Peer, *, visitor: Principal | None) -> bytes:
         """The header lines for a user's server, its own secret among them."""
-        name = route.secret_header.encode()
-        fields = head.fields
-        lines = _host_line(head)
-        lines += passing.for_user_server(fields.lines, fields.listed, secret_header=name, traced=self._tracing)
-        lines += self._forwarded(head, peer)
-        if route.secret_header and route.server_id:
-            secret = self._secret_of(route.server_id, route.generation)
-            lines += f"{route.secret_header}: {route.secret_prefix}{secret}\r\n".encode()
-        if route.strip_prefix:
-            lines += b"X-Forwarded-Prefix: %b\r\n" % self._public_prefix(route)
-        if visitor is not None and route.options is not None and route.options.identity_headers:
-            lines += passing.identity_of(visitor)
-        return lines
+        fields, name, options = head.fields, onward.way.secret_header, onward.route.options
+        known = fields.to_server
+        if known is None or known[0] != name:
+            known = fields.to_server = (name, self._for_server(fields.lines, fields.listed, name))
+        identity = b""
+        if visitor is not None and options is not None and options.identity_headers:
+            identity = passing.identity_of(visitor)
+        return b"".join((_host_line(head), known[1], self._forwarded(head, peer), onward.lines, identity))
 
     def _no_route(self, head: Head, path: Path, request_id: str, *, proven: bool) -> Reply:  # noqa: PLR0911
         """A server that does not run, or nothing at all."""
@@ -265,7 +274,7 @@ class Gateway:
 
     def _principal(self, head: Head) -> Principal | str | None:
         """The principal; a text: a credential that is no good; None: one that we may not have heard of yet."""
-        credentials = (head.get(b"authorization"), head.fields.session_cookie())
+        credentials = head.fields.credentials()
         stamp, now = self._state().identity.stamp, time.time()
         known, since = self._principals.get(credentials, NOBODY)
         if known is not None and since is stamp and not _is_over(known, now):
@@ -289,6 +298,17 @@ class Gateway:
 
     def _forwarded(self, head: Head, peer: Peer) -> bytes:
         """Where the request came from."""
+        if peer.trusted:
+            return self._came(head, peer)
+        key = (peer.place, head.host)
+        said = self._said.get(key)
+        if said is None:
+            if len(self._said) >= SAID_MAX:
+                self._said.clear()
+            said = self._said[key] = self._came(head, peer)
+        return said
+
+    def _came(self, head: Head, peer: Peer) -> bytes:
         came = passing.came_from(head.fields.lines, head.host, peer)
         lines = b"X-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\n" % (came.scheme, came.port)
         if came.addresses:
@@ -321,8 +341,7 @@ class Gateway:
 
 PRINCIPALS_MAX: Final = 4096
 NOBODY: Final = (None, None)
-SECRETS_MAX: Final = 20_000
-"""Secrets of servers that are remembered, a hundred bytes each."""
+SAID_MAX: Final = 4096
 NONE: Final[tuple[Span | None, bytes]] = (None, b"")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
+from typing import Final, cast
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -49,6 +49,29 @@ OURS_TO_SET: Final = frozenset(
 OUR_PREFIX: Final = b"x-orrery-"
 WRITTEN_ANEW: Final = frozenset({b"content-length", b"host"})
 """By the router, after it has checked them."""
+VARYING: Final = frozenset(
+    {
+        b"cache-control",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"pragma",
+        b"priority",
+        b"purpose",
+        b"range",
+        b"referer",
+        b"sec-fetch-dest",
+        b"sec-fetch-mode",
+        b"sec-fetch-site",
+        b"sec-fetch-user",
+        b"sec-purpose",
+        b"x-request-id",
+        b"x-requested-with",
+    }
+)
+"""Of two requests from one page these differ most; no decision of ours asks for them."""
 PLATFORM_COOKIES: Final = frozenset({SESSION_COOKIE.encode(), b"orrery-position"})
 TOKEN_BYTES: Final = TOKEN_PREFIX.encode()
 TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -92,18 +115,39 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     """What of it a user's server gets, with its line end: nothing that would let the server act for its visitor."""
     to_control_plane: bytes
     """What of it auth and api get: credentials stay, nobody's word about where a request came from does."""
+    clean: bool
+    """Its value holds no control characters that would mean something to somebody."""
+    session: str | None
+    """The session cookie in it; None: it names none."""
+    varies: bool
+    """It says something of one request, and nothing that we decide by."""
 
 
 def _line(name: bytes, value: bytes) -> Line:
     known = name_of(name)
     ends_here = known.ours or known.lower in HOP_BY_HOP or known.lower in WRITTEN_ANEW
     whole = b"%b: %b\r\n" % (name, value)
+    clean, varies = _CONTROL.search(value) is None, known.lower in VARYING
     if ends_here or (known.lower == b"traceparent" and not TRACEPARENT.fullmatch(value)):
-        return Line(known, value, whole, b"", b"")
+        return Line(known, value, whole, b"", b"", clean, None, varies)
     harmless = _without_credentials(known.lower, value)
-    if harmless == value:
-        return Line(known, value, whole, whole, whole)
-    return Line(known, value, whole, b"%b: %b\r\n" % (name, harmless) if harmless else b"", whole)
+    to_server = whole if harmless == value else b"%b: %b\r\n" % (name, harmless) if harmless else b""
+    session = session_in(value) if known.lower == b"cookie" else None
+    return Line(known, value, whole, to_server, whole, clean, session, varies)
+
+
+_CONTROL: Final = re.compile(rb"[\x00\r\n]")
+
+
+def session_in(cookies: bytes) -> str | None:
+    """The session cookie of a Cookie header's value."""
+    wanted = SESSION_COOKIE.encode()
+    if wanted in cookies:
+        for pair in cookies.split(b";"):
+            key, _, text = pair.strip().partition(b"=")
+            if key == wanted:
+                return text.decode("latin-1")
+    return None
 
 
 _known_line = lru_cache(maxsize=2048)(_line)
@@ -111,6 +155,45 @@ _known_line = lru_cache(maxsize=2048)(_line)
 
 def line_of(name: bytes, value: bytes) -> Line:
     return _known_line(name, value) if len(name) + len(value) <= LINE_BYTES_KNOWN else _line(name, value)
+
+
+def _plain_line(line: bytes) -> Line | None:
+    found = _PLAIN.fullmatch(line)
+    if found is None:
+        return None
+    name, value = found.groups()
+    known = line_of(name, value)
+    if known.name.lower in FRAMING or (known.name.lower == b"connection" and value.lower() != b"keep-alive"):
+        return None
+    return known
+
+
+_PLAIN: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([!-~](?:[ -~]*[!-~])?)")
+FRAMING: Final = frozenset(
+    {
+        b"content-length",
+        b"expect",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""What says how a message is framed, or what becomes of its connection."""
+_known_plain_line = lru_cache(maxsize=2048)(_plain_line)
+
+
+def plain_lines_of(lines: list[bytes], size: int) -> list[Line] | None:
+    """Lines as they come, without their ends, if each can be read in one way only: name, colon, space, and visible
+    ASCII; and has no say in how the request is framed. llhttp would find the same names and values. None: let it look.
+    `size`: of all together."""
+    if size <= LINE_BYTES_KNOWN:
+        found = list(map(_known_plain_line, lines))
+    else:
+        found = [_known_plain_line(line) if len(line) <= LINE_BYTES_KNOWN else _plain_line(line) for line in lines]
+    return cast("list[Line]", found) if all(found) else None
 
 
 def _without_credentials(lower: bytes, value: bytes) -> bytes:

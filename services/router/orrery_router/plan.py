@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 from opentelemetry.trace import Span
@@ -10,6 +11,9 @@ from opentelemetry.trace import Span
 from .domain import Route
 from .location import Location
 from .target import Target
+
+if TYPE_CHECKING:
+    from .dataplane.head import Head
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -45,6 +49,38 @@ class Plan(msgspec.Struct, gc=False):
     span: Span | None
     rewrite: Callable[[int, bytes], bytes] | None = None
     """Makes of an answer's status and header lines those that the client gets."""
+    leave: Leave | None = None
+    """What was decided; None: it follows from more than a leave says, and is decided each time."""
+
+    @property
+    def is_simple(self) -> bool:
+        """True if the answer goes on as it is, and nobody follows its course."""
+        return self.span is None and self.rewrite is None and self.way.location is None
+
+    def put_right(self, lines: bytes, status: int, host: bytes) -> bytes:
+        """An answer's head with the `Location` that the client should see. `host`: that the server was asked by."""
+        if self.way.location is not None:
+            lines = self.way.location.rewritten(lines, host)
+        return self.rewrite(status, lines) if self.rewrite is not None else lines
+
+    def of(self, sent: bytes) -> Plan:
+        """The same plan for one more request of the same bytes, which may change it. `sent`: its head, with the id of
+        the request at its end."""
+        request_id = sent[sent.rfind(b" ") + 1 : -4].decode() if self.request_id else ""
+        return msgspec.structs.replace(self, head=sent, request_id=request_id)
+
+
+class Repeat(msgspec.Struct, gc=False):
+    """A request that was let pass, and may come again byte by byte."""
+
+    data: bytes
+    """All of it."""
+    head: Head
+    plan: Plan
+    before: bytes
+    """What goes on, up to what differs each time."""
+    stamp: object
+    """Of the table in which its route was last found."""
 
 
 class Miss(msgspec.Struct, frozen=True):

@@ -85,6 +85,8 @@ class Table:
         self._zones: dict[str, Zone] = {}
         """By host; none is empty."""
         self._count = 0
+        self.stamp = object()
+        """Another one after every change: where it is the same, every look-up finds what it found."""
 
     def __len__(self) -> int:
         return self._count
@@ -92,6 +94,7 @@ class Table:
     def set(self, route: Route) -> None:
         """Puts a route in its place, or in the place of the one that is there."""
         zone = self._zones.setdefault(route.host, Zone()) if route.host else self._any
+        self.stamp = object()
         self._count -= len(zone)
         zone.set(route)
         self._count += len(zone)
@@ -101,6 +104,7 @@ class Table:
         zone = self._zones.get(host) if host else self._any
         if zone is None:
             return
+        self.stamp = object()
         self._count -= len(zone)
         zone.remove(prefix)
         self._count += len(zone)

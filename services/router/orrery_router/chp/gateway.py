@@ -14,7 +14,7 @@ from orrery_router.dataplane.limits import Limits
 from orrery_router.domain import BadPath
 from orrery_router.lines import HOP_BY_HOP, WRITTEN_ANEW
 from orrery_router.passing import Peer
-from orrery_router.plan import Miss, Plan, Way
+from orrery_router.plan import Miss, Plan, Repeat, Way
 from orrery_router.replies import Later, Reply
 
 from . import domain
@@ -62,6 +62,13 @@ class ProxyGateway:
         except BadPath as error:
             raise BadRequest(400, f"This address cannot be used: {error}.") from None
 
+    def repeat(self, data: bytes, head: Head, plan: Plan) -> Repeat | None:  # noqa: ARG002 (see `Decider.repeat`)
+        """Every request is decided anew: the table may have changed."""
+        return None
+
+    def again(self, repeat: Repeat, place: str) -> bytes | None:  # noqa: ARG002 (see `Decider.again`)
+        return None
+
     def _plan(self, head: Head, wanted: Wanted, entry: Entry, upstream: Upstream, peer: Peer) -> Plan:
         options = self._options
         path = domain.path_for(
@@ -102,11 +109,11 @@ class ProxyGateway:
     def _lines(self, head: Head, peer: Peer) -> bytes:
         """The client's header lines, and ours. The same from the same place are passed on in the same way."""
         fields, passed = head.fields, head.fields.passed
-        usual = head.host is fields.host and not head.upgrade
+        usual = head.host is fields.host and not head.upgrade and not head.varying
         if passed is not None and passed[0] == peer.place and usual:
             return passed[1]
         dropped = self._not_copied | fields.listed if fields.listed else self._not_copied
-        lines = b"".join([line.whole for line in fields.lines if line.name.lower not in dropped])
+        lines = b"".join([line.whole for line in (*fields.lines, *head.varying) if line.name.lower not in dropped])
         if self._options.x_forward:
             scheme = (b"ws" if head.upgrade else b"http") + (b"s" if peer.secure else b"")
             lines += lines_of(

@@ -10,6 +10,7 @@ from .proxy_protocol import Source
 
 UNIX: Final = "unix"
 """Among the trusted proxies: whoever may open a unix socket of ours."""
+PEERS_MAX: Final = 4096
 MAPPED: Final = "::ffff:"
 """How an IPv4 address looks on a socket for both families."""
 
@@ -31,7 +32,7 @@ class Trust:
 class Arrival:
     """One listener, as requests that come by it need to know it."""
 
-    __slots__ = ("answer_header", "port", "secure", "trust")
+    __slots__ = ("_peers", "answer_header", "port", "secure", "trust")
 
     def __init__(self, trust: Trust, *, secure: bool = False, port: int = 0, hsts_max_age_s: int = 0) -> None:
         """`port`: 0 for a unix socket."""
@@ -41,6 +42,8 @@ class Arrival:
             b"Strict-Transport-Security: max-age=%d\r\n" % hsts_max_age_s if secure and hsts_max_age_s else b""
         )
         """A line of every answer's head, with its end; or nothing."""
+        self._peers: dict[str, Peer] = {}
+        """By address: the same ones come again and again."""
 
     def marked(self, answer: bytes) -> bytes:
         """An answer with that line, before all others of its head: a browser heeds the first of its name."""
@@ -49,8 +52,14 @@ class Arrival:
     def peer(self, peername: object) -> Peer:
         """Of a connection, from what its socket says."""
         address = peername[0] if isinstance(peername, tuple) else ""
-        address = address.removeprefix(MAPPED)
-        return Peer(address, trusted=self.trust.covers(address), secure=self.secure, port=self.port)
+        known = self._peers.get(address)
+        if known is None:
+            if len(self._peers) >= PEERS_MAX:
+                self._peers.clear()
+            plain = address.removeprefix(MAPPED)
+            known = Peer(plain, trusted=self.trust.covers(plain), secure=self.secure, port=self.port)
+            self._peers[address] = known
+        return known
 
     def told(self, peer: Peer, source: Source) -> Peer:
         """The same after a trusted proxy's PROXY protocol header."""

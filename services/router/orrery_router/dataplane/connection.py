@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 import httptools
 import structlog
 
-from orrery_router.domain import plain_path
 from orrery_router.lines import Header
 from orrery_router.passing import Peer
 from orrery_router.replies import Reply
@@ -17,32 +16,26 @@ from orrery_router.replies import Reply
 from . import limits
 from .arrival import Arrival
 from .exchange import Exchange
-from .head import NO_FIELDS, BadRequest, Fields, Head
+from .head import BadRequest, Head, fields_of
+from .shortway import NOBODY, ShortWay
 
 if TYPE_CHECKING:
     from .server import DataPlane
+    from .upstream import Upstream
 
 _log = structlog.get_logger("orrery.router")
-
-NOBODY: Final = Peer("", trusted=False)
-SHORT_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"POST", b"PUT", b"PATCH"})
-
 
 SERVICE_RESTART: Final = b"\x88\x02" + (1012).to_bytes(2, "big")
 """A WebSocket's close frame, as servers send it (RFC 6455 §5.5.1)."""
 
 
-class Client(asyncio.Protocol):
+class Client(ShortWay):
     """One browser's connection.
 
     A request whose header lines were seen before, byte by byte, and that is whole in one piece, goes the short way
-    (`_known`). Everything else goes through llhttp, which also decides what may be known the next time.
+    (`shortway`). Everything else goes through llhttp, which also decides what may be known the next time.
     """
 
-    transport: asyncio.Transport | None = None
-    writable = True
-    quiet = True
-    """Between two requests: what comes now is the beginning of one."""
     _parser: httptools.HttpRequestParser | None = None
     _in_head = False
     """Bytes of a head have come, its end has not."""
@@ -52,11 +45,6 @@ class Client(asyncio.Protocol):
     _head_bytes = _size = 0
     """What came since the last byte of a body or since the head began: a head, trailers, a chunk's size line. And what
     the parser has made of a head, or of trailers."""
-    _block = b""
-    """The header lines, if what is being parsed is one head that came in one piece."""
-    _last: tuple[bytes, Fields] = (b"\n", NO_FIELDS)
-    """The block of the last request, and what it says: the next one is mostly the same."""
-    _current: Exchange | None = None
     _receiving: Exchange | None = None
     _held: frozenset[str] = frozenset()
     """Why nothing is read."""
@@ -70,10 +58,8 @@ class Client(asyncio.Protocol):
 
     def __init__(self, server: DataPlane, arrival: Arrival, peer: Peer | None) -> None:
         """`peer`: where its transport does not say it."""
-        self.server, self.arrival = server, arrival
-        self.peer = peer or NOBODY
+        super().__init__(server, arrival, peer)
         self._waiting: list[Exchange] = []
-        self.last_at = monotonic()
 
     # asyncio.Protocol
 
@@ -86,40 +72,16 @@ class Client(asyncio.Protocol):
         if not self.server.connected(self):
             self.transport.abort()
 
-    def data_received(self, data: bytes) -> None:
-        self.last_at = monotonic()
-        if self.quiet and data[-4:] == b"\r\n\r\n":
-            block, fields = self._last
-            end = data.find(b"\r\n")
-            if len(data) - end - 2 == len(block) and data.endswith(block):
-                self._short_way(data[:end], fields, data)
-            else:
-                block = data[end + 2 :]
-                known = self.server.known.find(block)
-                if known is not None:
-                    self._last = (block, known)
-                self._short_way(data[:end], known, data)
-        elif self._spliced:
+    def begin(self, head: Head) -> Exchange:
+        self._current = exchange = Exchange(self, head, request_ended=True)
+        return exchange
+
+    def received(self, data: bytes) -> None:
+        if self._spliced:
             if self._current is not None:
-                self._current.client_bytes(data)
+                self._current.keep(data)
         elif not self._linger_until and self._refusal is None:
             self._parse(data)
-
-    def _short_way(self, line: bytes, fields: Fields | None, data: bytes) -> None:
-        """A head that may be known. `line`: its first one; `fields`: what the others say, if that is known."""
-        if fields is not None and line[-9:] == b" HTTP/1.1" and len(data) <= self.server.bounds.head_bytes_max:
-            method, _, target = line[:-9].partition(b" ")
-            path = plain_path(target, self.server.base_url)
-            if path is not None and method in SHORT_METHODS:
-                self.quiet = False
-                self._current = exchange = Exchange(self, Head(method, target, fields, path), request_ended=True)
-                exchange.start()
-                return
-        # One head and nothing after it: what llhttp makes of it is worth to be remembered.
-        block = data[len(line) + 2 :]
-        self._block = block if line and block.find(b"\r\n\r\n") == len(block) - 4 else b""
-        self._parse(data)
-        self._block = b""
 
     def _parse(self, data: bytes) -> None:
         parser = self._parser
@@ -154,6 +116,7 @@ class Client(asyncio.Protocol):
         return False
 
     def connection_lost(self, _error: Exception | None) -> None:
+        self.take_long_way()
         self.transport = None
         self.server.disconnected(self)
         for exchange in (self._current, *self._waiting):
@@ -161,11 +124,13 @@ class Client(asyncio.Protocol):
                 exchange.client_gone()
 
     def pause_writing(self) -> None:
+        self.take_long_way()
         self.writable = False
         if self._current is not None:
             self._current.client_writable(writable=False)
 
     def resume_writing(self) -> None:
+        self.take_long_way()
         self.writable = True
         if self._current is not None:
             self._current.client_writable(writable=True)
@@ -206,13 +171,13 @@ class Client(asyncio.Protocol):
         if version not in ("1.0", "1.1"):
             raise BadRequest(400, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
         http10 = version == "1.0"
-        fields = Fields(headers, http10=http10, keep_alive=parser.should_keep_alive())
+        fields = fields_of(headers, http10=http10, keep_alive=parser.should_keep_alive())
         head = Head(parser.get_method(), self._target, fields)
         head.http10 = http10
         if parser.should_upgrade():
             head.upgrade = head.get(b"upgrade").lower().strip()
         elif self._block and self.server.known.learn(self._block, fields):
-            self._last = (self._block, fields)
+            self._last = (self._block, fields, ())
         exchange = Exchange(self, head, request_ended=not (head.has_body or head.upgrade))
         self._receiving = exchange
         self._waiting.append(exchange)
@@ -258,7 +223,7 @@ class Client(asyncio.Protocol):
         exchange.request_ended = True
         self._next()
         if rest and not exchange.finished:
-            exchange.client_bytes(rest)
+            exchange.keep(rest)
         self._spliced = True
 
     def exchange_finished(self, exchange: Exchange, *, close: bool) -> None:
@@ -281,11 +246,12 @@ class Client(asyncio.Protocol):
         elif self._receiving is None and not self._in_head and not self._linger_until:
             self.quiet = True
 
-    def splice(self) -> None:
+    def splice(self, upstream: Upstream | None, server_id: str) -> None:
         """From now on bytes are bytes: what was needed to understand them is not kept for hours."""
         self._spliced = True
-        self._parser = None
-        self._last, self._target = (b"\n", NO_FIELDS), b""
+        self._pipe, self._pipe_server_id = upstream, server_id
+        self._parser, self._target = None, b""
+        self.forget()
 
     def _refuse(self, status: int, message: str) -> None:
         """A request that cannot be understood: answered, and the connection ends, because what follows cannot be
@@ -295,7 +261,7 @@ class Client(asyncio.Protocol):
             return
         self.quiet = False
         broken, self._receiving = self._receiving, None
-        self._refused_head = Head(b"", self._target, Fields(self._headers or [])) if broken is None else broken.head
+        self._refused_head = Head(b"", self._target, fields_of(self._headers or [])) if broken is None else broken.head
         if broken is not None and broken is self._current:
             if broken.response_begun:
                 self.server.refused(status)
@@ -372,7 +338,10 @@ class Client(asyncio.Protocol):
 
     def tick(self, now: float) -> None:
         """Timeouts, once a second."""
+        self.take_long_way()
         quiet_s = now - self.last_at
+        if self.quiet and quiet_s > limits.REMEMBERED_S:
+            self.forget()
         if self._linger_until:
             if now > self._linger_until and self.transport is not None:
                 self.transport.close()

@@ -14,6 +14,7 @@ from orrery_router.replies import Later, Reply, too_large
 from orrery_router.target import Target
 
 from . import limits
+from .answers import known_answer
 from .frames import Frames
 from .head import IDEMPOTENT, BadRequest, Head, chunk, last_chunk
 from .upstream import EXCESS, Upstream
@@ -44,7 +45,7 @@ class Exchange:
     _body_sent = False
     _chunked_answer = False
     _close_after = False
-    _spliced = False
+    _was_short = False  # It was on the short way, which its answer may be worth to be known for.
     frames: Frames | None = None
     """Where the server of a WebSocket is in what it sends."""
 
@@ -70,7 +71,13 @@ class Exchange:
         except BadRequest as error:
             self.refuse(error.status, error.message)
             return
-        self._follow(decision)
+        self.follow(decision)
+
+    def take_over(self, plan: Plan, upstream: Upstream) -> None:
+        """Begins where the short way could not go on: the whole request was sent, and nothing came yet."""
+        self.plan, self._upstream, self._was_short = plan, upstream, True
+        upstream.begin(self)
+        self.waiting_since = self.client.last_at
 
     def request_body(self, data: bytes) -> None:
         if self.finished:
@@ -97,16 +104,6 @@ class Exchange:
         if self._upstream is not None:
             self.waiting_since = monotonic()
 
-    def client_bytes(self, data: bytes) -> None:
-        """After a switch of protocols. What comes before the upstream has agreed to it is kept: if it refuses, those
-        bytes must not reach it as a request that nobody has looked at."""
-        if self._spliced and self._upstream is not None:
-            self._upstream.write(data)
-            if self.plan is not None:
-                self.client.server.activity.touch(self.plan.way.server_id)
-        else:
-            self._keep(data)
-
     def client_writable(self, *, writable: bool) -> None:
         if self._upstream is not None:
             self._upstream.pause(paused=not writable)
@@ -124,7 +121,7 @@ class Exchange:
 
     # Forwarding
 
-    def _follow(self, decision: Plan | Reply | Later | Miss) -> None:
+    def follow(self, decision: Plan | Reply | Later | Miss) -> None:
         if isinstance(decision, Plan):
             if decision.way.body_bytes_max and self._received > decision.way.body_bytes_max:
                 self.refuse(413, too_large(decision.way.body_bytes_max))
@@ -146,7 +143,7 @@ class Exchange:
         except BadRequest as error:
             self.refuse(error.status, error.message)
             return
-        self._follow(decision)
+        self.follow(decision)
 
     def _forward(self, plan: Plan) -> None:
         upstream = None
@@ -192,9 +189,10 @@ class Exchange:
             self._body_sent = True
             self._upstream.write(data)
         else:
-            self._keep(data)
+            self.keep(data)
 
-    def _keep(self, data: bytes) -> None:
+    def keep(self, data: bytes) -> None:
+        """For an upstream that has yet to be there or to agree to a switch; refused, no byte may pass for a request."""
         if self._pending is None:
             self._pending = []
         self._pending.append(data)
@@ -239,8 +237,8 @@ class Exchange:
         self.response_begun = True
         passed = passing.from_upstream(head, trusted=plan is None or plan.way.trusted, base_url=server.base_url)
         lines, left, more = passed.lines, passed.length, b"\r\n"
-        if plan is not None and (plan.way.location is not None or plan.rewrite is not None):
-            lines = _put_right(lines, plan, status, request)
+        if plan is not None:
+            lines = plan.put_right(lines, status, request.host)
         if self.client.arrival.answer_header:
             lines = self.client.arrival.marked(lines)
         if status in BODYLESS or request.method == b"HEAD":
@@ -260,6 +258,10 @@ class Exchange:
         if self._close_after:
             more = b"Connection: close\r\n" + more
         self.client.write(b"".join((lines, more, body)))
+        if self._was_short and left == 0 and self._upstream is not None and self._upstream.reusable:
+            known = known_answer(head, status, passed.lines, len(body))
+            if known is not None:
+                server.answers.learn(known.head, known)
         return left
 
     def informational(self, head: bytes) -> None:
@@ -287,17 +289,15 @@ class Exchange:
         """101: from now on bytes are bytes."""
         if not self.head.upgrade:
             return False
-        self.waiting_since = 0.0
-        self.response_begun = True
-        self.status = 101
+        self.waiting_since, self.response_begun, self.status = 0.0, True, 101
         trusted = self.plan is not None and self.plan.way.trusted
         passed = passing.from_upstream(head, trusted=trusted, base_url=self.client.server.base_url)
         more = b"Connection: Upgrade\r\nUpgrade: %b\r\n\r\n" % self.head.upgrade
-        self.client.write(self.client.arrival.marked(passed.lines) + more + rest)
-        self._spliced = True
+        self.client.write(self.client.arrival.marked(passed.lines) + more)
         self.frames = Frames()
-        self.frames.feed(rest)
-        self.client.splice()
+        if rest:
+            self.upstream_bytes(rest)
+        self.client.splice(self._upstream, self.plan.way.server_id if self.plan is not None else "")
         if self._upstream is not None:
             self._send_kept(self._upstream)
         self.head.forget()
@@ -315,13 +315,11 @@ class Exchange:
             self.client.server.activity.touch(self.plan.way.server_id)
 
     def upstream_closed(self) -> None:
-        self._upstream = None
-        self._close_after = True
+        self._upstream, self._close_after = None, True
         self._finish(101)
 
     def upstream_failed(self, reason: str, *, invalid: bool) -> None:
-        upstream, self._upstream = self._upstream, None
-        plan = self.plan
+        upstream, self._upstream, plan = self._upstream, None, self.plan
         if self.finished or plan is None:
             return
         if self.response_begun:
@@ -400,9 +398,3 @@ class Exchange:
             self.finished = True
             self.client.server.observe(self, status)
             self.client.exchange_finished(self, close=self._close_after)
-
-
-def _put_right(lines: bytes, plan: Plan, status: int, request: Head) -> bytes:
-    if plan.way.location is not None:
-        lines = plan.way.location.rewritten(lines, request.host)
-    return plan.rewrite(status, lines) if plan.rewrite is not None else lines

@@ -8,10 +8,13 @@ head that was seen before, byte by byte, needs no second look.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from orrery_events.principal import SESSION_COOKIE
-from orrery_router.lines import Header, line_of, listed_of
+from orrery_router.lines import Header, Line, line_of, listed_of, plain_lines_of
+
+from . import limits
+from .remembered import Remembered
 
 if TYPE_CHECKING:
     from orrery_router.domain import Path
@@ -23,7 +26,6 @@ SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 UNNAMED_HOST: Final = b"localhost"
 """An HTTP/1.0 client may name no host; what goes on is HTTP/1.1 and must."""
 LENGTH_DIGITS_MAX: Final = 18
-_CONTROL: Final = re.compile(rb"[\x00\r\n]")
 HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 """RFC 3986 §3.2.2 without what no name of a host needs: it goes on to upstreams and into their pages."""
 
@@ -41,12 +43,12 @@ class Fields:
     """The header lines of a request, taken apart. Shared by all requests that send the same bytes."""
 
     __slots__ = (
-        "chunked", "error", "has_length", "host", "host_name", "keep_alive", "leave", "length", "lines", "listed",
-        "passed", "safe_to_know", "text",
+        "_credentials", "chunked", "error", "has_length", "host", "host_name", "keep_alive", "leave", "length", "lines",
+        "listed", "passed", "safe_to_know", "text", "to_server",
     )  # fmt: skip
 
-    def __init__(self, headers: list[Header], *, http10: bool = False, keep_alive: bool = True) -> None:
-        self.lines = [line_of(name, value) for name, value in headers]
+    def __init__(self, lines: list[Line], *, http10: bool = False, keep_alive: bool = True) -> None:
+        self.lines = lines
         self.keep_alive = keep_alive
         self.error: BadRequest | None = None
         """What is wrong with them; the request is refused with it in its turn."""
@@ -61,6 +63,9 @@ class Fields:
         """The last leave to pass that a gateway gave them."""
         self.passed: tuple[str, bytes] | None = None
         """Where they came from and what of them went on, if that follows from nothing else (see `chp.gateway`)."""
+        self.to_server: tuple[bytes, bytes] | None = None
+        """For a server whose secret comes by that header: the lines that it gets."""
+        self._credentials: tuple[bytes, str] | None = None
         self.text = {line.name.lower: line.value for line in reversed(self.lines)}
         """First value of every header, by name in lower case."""
         self.listed: frozenset[bytes] = frozenset()
@@ -97,9 +102,8 @@ class Fields:
             if self._is_repeated(b"content-length") or not digits.isdigit() or len(digits) > LENGTH_DIGITS_MAX:
                 raise BadRequest(400, "The request's length is not one number.")
             self.length, self.has_length = int(digits), True
-        for line in self.lines:
-            if _CONTROL.search(line.value) is not None:
-                raise BadRequest(400, "A header holds control characters.")
+        if False in [line.clean for line in self.lines]:
+            raise BadRequest(400, "A header holds control characters.")
 
     def values_of(self, name: bytes) -> list[bytes]:
         """Of a header that may come more than once; `name` in lower case."""
@@ -108,28 +112,33 @@ class Fields:
     def _is_repeated(self, name: bytes) -> bool:
         return len(self.text) < len(self.lines) and len(self.values_of(name)) > 1
 
-    def session_cookie(self) -> str:
-        """The session cookie's value, or nothing."""
-        wanted = SESSION_COOKIE.encode()
-        for value in self.values_of(b"cookie") if b"cookie" in self.text else ():
-            if wanted in value:
-                for pair in value.split(b";"):
-                    key, _, text = pair.strip().partition(b"=")
-                    if key == wanted:
-                        return text.decode("latin-1")
-        return ""
+    def credentials(self) -> tuple[bytes, str]:
+        """`Authorization`, and the session cookie's value; nothing where there is none."""
+        if self._credentials is None:
+            sessions = [line.session for line in self.lines if line.session is not None]
+            self._credentials = (self.text.get(b"authorization", b""), sessions[0] if sessions else "")
+        return self._credentials
+
+
+def fields_of(headers: list[Header], *, http10: bool = False, keep_alive: bool = True) -> Fields:
+    """From a parser's findings."""
+    return Fields([line_of(name, value) for name, value in headers], http10=http10, keep_alive=keep_alive)
 
 
 class Head:
     """One request's head."""
 
-    __slots__ = ("fields", "host", "host_name", "http10", "method", "path", "target", "upgrade")
+    __slots__ = ("fields", "host", "host_name", "http10", "method", "path", "target", "upgrade", "varying")
 
-    def __init__(self, method: bytes, target: bytes, fields: Fields, path: Path | None = None) -> None:
+    def __init__(
+        self, method: bytes, target: bytes, fields: Fields, path: Path | None = None, varying: Sequence[Line] = ()
+    ) -> None:
         self.method, self.target, self.fields = method, target, fields
         self.path = path
         """Of the target, if it was looked at already."""
         self.host, self.host_name = fields.host, fields.host_name
+        self.varying = varying
+        """Lines that were set aside (`KnownHeads.read`): they go on after those of `fields`."""
         self.http10 = False
         self.upgrade = b""
         """Lower-case protocol that the client wants to change to."""
@@ -185,34 +194,37 @@ class Head:
         self.target = path if path.startswith(b"/") else b"/" + path
 
 
-class KnownHeads:
-    """Fields by the bytes that they came in. Two generations: when the young one is full the old one is forgotten."""
+class KnownHeads(Remembered[Fields]):
+    """Fields by the bytes that they came in: from the end of the request line to the empty line, both line ends
+    included."""
 
-    BLOCK_BYTES_MAX: Final = 8 * 1024
-    GENERATION_MAX: Final = 512
-
-    def __init__(self) -> None:
-        self._young: dict[bytes, Fields] = {}
-        self._old: dict[bytes, Fields] = {}
-
-    def find(self, block: bytes) -> Fields | None:
-        """`block`: from the end of the request line to the empty line, both line ends included."""
-        fields = self._young.get(block)
-        if fields is None:
-            fields = self._old.get(block)
-            if fields is not None:
-                self.learn(block, fields)
-        return fields
-
-    def learn(self, block: bytes, fields: Fields) -> bool:
+    def learn(self, key: bytes, value: Fields) -> bool:
         """Only for what the parser took for one whole head, and for what is whole without a body. False: it is not to
         be known."""
-        if not fields.safe_to_know or len(block) > self.BLOCK_BYTES_MAX:
-            return False
-        if len(self._young) >= self.GENERATION_MAX:
-            self._old, self._young = self._young, {}
-        self._young[block] = fields
-        return True
+        return value.safe_to_know and super().learn(key, value)
+
+    def read(self, block: bytes) -> tuple[Fields, list[Line]] | None:
+        """A block that is not known, where every line is one that can be read in one way only (`plain_lines_of`) and
+        the request is whole at their end: what its lines say, but for those that vary, and these. The others are known
+        from now on. None: let llhttp look."""
+        pieces = block[:-4].split(b"\r\n")
+        if len(pieces) > limits.HEADERS_MAX or block[-4:] != b"\r\n\r\n":
+            return None
+        lines = plain_lines_of(pieces, len(block))
+        if lines is None:
+            return None
+        varying = [line for line in lines if line.varies]
+        if varying:
+            lines = [line for line in lines if not line.varies]
+            block = b"".join([line.whole for line in lines]) + b"\r\n"
+            fields = self.find(block)
+            if fields is not None:
+                return fields, varying
+        fields = Fields(lines)
+        if not fields.safe_to_know:
+            return None
+        self.learn(block, fields)
+        return fields, varying
 
 
 def host_name(host: bytes) -> str:

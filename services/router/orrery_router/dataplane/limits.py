@@ -55,6 +55,11 @@ WRITE_HIGH_BYTES: Final = 256 * 1024
 """Bytes that wait for a slow reader; then the other side is not read from."""
 PIPELINED_MAX: Final = 8
 """Requests that a client may send ahead; then it is not read from."""
+REPEATS_MAX: Final = 512
+ANSWERS_MAX: Final = 512
+"""Requests, and heads of answers, that are remembered to take the short way when they come again."""
+REMEMBERED_S: Final = 5.0
+"""A connection that brings nothing for as long does not remember its last request by itself."""
 BACKLOG: Final = 1024
 """Connections that wait to be accepted, of each listener."""
 TICK_S: Final = 1.0

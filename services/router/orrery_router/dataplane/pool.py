@@ -35,7 +35,8 @@ class Pool:
         idle = self._idle.get(target)
         while idle:
             upstream = idle.pop()
-            if not upstream.usable:
+            transport = upstream.transport
+            if transport is None or transport.is_closing():
                 continue
             if fresh and time.monotonic() - upstream.idle_since > limits.FRESH_IDLE_S:
                 upstream.close()
@@ -79,7 +80,8 @@ class Pool:
             consequence="requests for it are answered 502: correct its certificate or upstream_ca_file",
         )
 
-    def release(self, upstream: Upstream) -> None:
+    def release(self, upstream: Upstream, now: float) -> None:
+        """It is idle. `now`: monotonic seconds."""
         if upstream.target.tls and upstream.tls_epoch != self._tls_epoch:
             upstream.close()
             return
@@ -88,7 +90,7 @@ class Pool:
             idle = self._idle[upstream.target] = deque()
         if len(idle) >= limits.POOL_IDLE_MAX:
             idle.popleft().close()
-        upstream.idle_since = time.monotonic()
+        upstream.idle_since = now
         idle.append(upstream)
 
     def forget(self, upstream: Upstream) -> None:

@@ -17,7 +17,7 @@ from orrery_runtime.errors import ConfigError
 
 from . import limits
 from .addresses import Place
-from .head import BadRequest, Fields, Head, response_bytes
+from .head import BadRequest, Head, fields_of, response_bytes
 
 if TYPE_CHECKING:
     from .server import DataPlane
@@ -108,7 +108,7 @@ class Redirector(asyncio.Protocol):
         self._answer(response_bytes(status, reason, [(b"Location", location), *_ENDING]))
 
     def _head(self, method: bytes = b"", *, http10: bool = False) -> Head:
-        return Head(method, self._target, Fields(self._headers, http10=http10))
+        return Head(method, self._target, fields_of(self._headers, http10=http10))
 
     # The end
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 from prometheus_client import Counter, Gauge
 
 from orrery_router.passing import Peer
+from orrery_router.plan import Repeat
 
 from . import limits
+from .answers import KnownAnswer
 from .arrival import Arrival, Trust
 from .connection import Client
 from .handover import HANDSHAKES_S
@@ -22,6 +24,7 @@ from .head import KnownHeads
 from .limits import Limits
 from .listeners import Listeners
 from .pool import Pool
+from .remembered import Remembered
 from .roles import Decider, Witness
 from .tally import Tally
 from .tls import Reloaded
@@ -72,7 +75,9 @@ class DataPlane:
         )
         self.known = KnownHeads()
         self.draining, self.draining_since = False, 0.0
-        self._tally = Tally()
+        self.repeats: Remembered[Repeat] = Remembered(limits.REPEATS_MAX // 2)
+        self.answers: Remembered[KnownAnswer] = Remembered(limits.ANSWERS_MAX // 2)
+        self.tally = Tally()
         self._clients: set[Connection] = set()
         self._empty = asyncio.Event()
 
@@ -157,11 +162,12 @@ class DataPlane:
     def observe(self, exchange: Exchange, status: int) -> None:
         """Counts an exchange that is over."""
         plan = exchange.plan
+        duration_s = time.monotonic() - exchange.began_at
         if plan is None:
-            self._tally.add(status // 100, "own", exchange.began_at)
+            self.tally.add(status // 100, "own", duration_s)
             return
         # A WebSocket's life says nothing about how fast answers come.
-        self._tally.add(status // 100, plan.way.kind, exchange.began_at if status != SWITCHED else 0.0)
+        self.tally.add(status // 100, plan.way.kind, duration_s if status != SWITCHED else -1.0)
         if plan.span is not None:
             plan.span.set_attribute("http.response.status_code", status)
             plan.span.end()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
-from time import monotonic
 from typing import Final
 
 from prometheus_client import REGISTRY
@@ -26,11 +25,10 @@ class Tally:
         self.sums_s = [0.0] * len(CODE_CLASSES)
         COUNTED.tallies.append(self)
 
-    def add(self, code_class: int, kind: str, began_at: float) -> None:
-        """`began_at`: monotonic seconds; 0: how long it took is not to be counted."""
+    def add(self, code_class: int, kind: str, duration_s: float) -> None:
+        """`duration_s`: negative if how long it took is not to be counted."""
         self.requests[kind][code_class] += 1
-        if began_at:
-            duration_s = monotonic() - began_at
+        if duration_s >= 0.0:
             self.buckets[code_class][bisect_left(BUCKETS_S, duration_s)] += 1
             self.sums_s[code_class] += duration_s
 

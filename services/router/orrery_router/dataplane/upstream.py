@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Final, Protocol
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Protocol
 
 import httptools
 
@@ -13,6 +14,9 @@ from orrery_router.lines import Header
 from orrery_router.target import Target
 
 from . import limits
+
+if TYPE_CHECKING:
+    from .shortway import ShortWay
 
 END_OF_HEAD: Final = b"\r\n\r\n"
 UNTIL_CLOSE: Final = -1
@@ -58,8 +62,13 @@ class Upstream(asyncio.Protocol):
     response.
     """
 
-    def __init__(self, target: Target, release: Callable[[Upstream], None], forget: Callable[[Upstream], None]) -> None:
+    def __init__(
+        self, target: Target, release: Callable[[Upstream, float], None], forget: Callable[[Upstream], None]
+    ) -> None:
+        """`release`: it is idle, since these monotonic seconds."""
         self.target = target
+        self.shortcut: ShortWay | None = None
+        """Whose request it has instead of an exchange's."""
         self.idle_since = 0.0
         self.tls_epoch = 0
         """Which of the router's certificates it was made with (`Pool`)."""
@@ -84,8 +93,14 @@ class Upstream(asyncio.Protocol):
         transport = self.transport
         return transport is not None and not transport.is_closing()
 
+    @property
+    def reusable(self) -> bool:
+        """The response is over as far as has been seen, and another may follow."""
+        return self._reusable
+
     def begin(self, answer: Answer) -> None:
         """The next exchange."""
+        self.shortcut = None
         self._answer = answer
         self._in_head = True
         self._interim = self._left = 0
@@ -104,7 +119,7 @@ class Upstream(asyncio.Protocol):
             return
         if self._paused:
             self.pause(paused=False)
-        self._release(self)
+        self._release(self, monotonic())
 
     def close(self) -> None:
         self._answer = None
@@ -128,7 +143,9 @@ class Upstream(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=limits.WRITE_HIGH_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None:
+        if self.shortcut is not None:
+            self.shortcut.answered(self, data)
+        elif self._answer is None:
             self.close()  # An idle upstream has nothing to say.
         elif self._spliced:
             self._answer.upstream_bytes(data)
@@ -150,6 +167,8 @@ class Upstream(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         self.transport = None
         self._forget(self)
+        if self.shortcut is not None:
+            self.shortcut.take_long_way()
         answer, self._answer = self._answer, None
         if answer is None:
             return
@@ -161,10 +180,14 @@ class Upstream(asyncio.Protocol):
             answer.upstream_failed("it closed the connection", invalid=False)
 
     def pause_writing(self) -> None:
+        if self.shortcut is not None:
+            self.shortcut.take_long_way()
         if self._answer is not None:
             self._answer.upstream_writable(writable=False)
 
     def resume_writing(self) -> None:
+        if self.shortcut is not None:
+            self.shortcut.take_long_way()
         if self._answer is not None:
             self._answer.upstream_writable(writable=True)
 
