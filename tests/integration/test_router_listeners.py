@@ -155,6 +155,7 @@ async def test_a_unix_socket_is_handed_over_under_load(bench: Bench, folder: Pat
     tasks = [asyncio.create_task(visit()) for _ in range(4)]
     for _ in range(2):
         successor = await bench.router("rolling", **settings)
+        router.terminate()
         stranger = bench.launch("stranger", **settings)
         assert await router.stop() == 0
         assert await asyncio.to_thread(stranger.process.wait, 60) == 1, "of no other slot"

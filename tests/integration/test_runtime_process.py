@@ -278,6 +278,24 @@ async def test_losing_the_lease_to_a_successor_ends_the_process(
         await successor.close()
 
 
+async def test_a_process_that_is_ending_already_passes_its_slot_on(
+    start: Start, pool: asyncpg.Pool, database_url: str, nats_server: NatsServer
+) -> None:
+    """In a restart without a gap the successor is there before the end."""
+    service = start(database_url=database_url, nats_url=nats_server.url, drain_notice_s=Lease.REFRESH_S + 2)
+    await service.ready()
+    successor = EventLog(pool, producer="test")
+    await successor.start()
+    try:
+        await Lease(successor, pool, service="api", slot="api-1", instance_id="successor").acquire()
+        service.process.terminate()
+        assert await service.ended(Lease.REFRESH_S + 20) == 0
+        assert "lease_passed_on" in service.events()
+        assert await pool.fetchval("SELECT instance_id FROM es.instances WHERE slot = 'api-1'") == "successor"
+    finally:
+        await successor.close()
+
+
 async def test_a_process_that_claims_nothing_takes_its_slot_again(
     start: Start, pool: asyncpg.Pool, database_url: str, nats_server: NatsServer
 ) -> None:

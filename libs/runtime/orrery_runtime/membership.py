@@ -65,6 +65,10 @@ class Membership:
             except LeaseLost:
                 self.lease = None
                 metrics.LEASE_FRESH.set(0)
+            if self._process.stopping:
+                # Whoever follows in this slot has begun before we have ended.
+                _log.info("lease_passed_on", slot=self._process.slot)
+                return
             if self._on_loss == "stop" or await self._slot_is_taken():
                 _log.error("lease_lost", slot=self._process.slot, consequence="this process stops")
                 self._stop(1)
