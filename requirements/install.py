@@ -46,6 +46,7 @@ def main(tier: str) -> int:
         pip("install", "--require-hashes", "-r", str(LOCKS[tier]))
     # hatchling comes from the lock above, so nothing is fetched here.
     pip("install", "--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT))
+    compile_all()
     # dev.lock holds everything that run.lock does.
     tiers = ("run", "dev") if tier == "dev" else ("run",)
     STAMP.write_text(json.dumps({name: fingerprint(name) for name in tiers}) + "\n")
@@ -99,6 +100,16 @@ def install_with_uv(tier: str) -> bool:
     command = [str(uv), "pip", "install", "--python", str(PYTHON), "--require-hashes", "-r", str(LOCKS[tier])]
     done = subprocess.run(command, env={**pip_settings_for_uv(), **os.environ}, capture_output=True, check=False)
     return done.returncode == 0
+
+
+def compile_all() -> None:
+    """Where Python may keep no bytecode (PYTHONDONTWRITEBYTECODE), every process would compile everything that it
+    imports, which takes longer than all else that it does at start: so that is done once, here."""
+    if sys.dont_write_bytecode:
+        folders = [str(VENV / "lib"), str(ROOT / "libs"), str(ROOT / "services")]
+        command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", *folders]
+        # Packages may hold files that are for other Pythons.
+        subprocess.run(command, capture_output=True, check=False)
 
 
 def pip_settings_for_uv() -> dict[str, str]:
