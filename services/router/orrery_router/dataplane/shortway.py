@@ -16,6 +16,7 @@ way (`take_long_way`): an `Exchange` in the very state in which it would be, had
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -40,7 +41,7 @@ NOTHING: Final[tuple[bytes, Fields, Sequence[Line]]] = (b"\n", NO_FIELDS, ())
 SHORT_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"POST", b"PUT", b"PATCH"})
 
 
-class ShortWay(asyncio.Protocol):
+class ShortWay(asyncio.Protocol, ABC):
     """What a client's connection (`Client`) needs for it."""
 
     transport: asyncio.Transport | None = None
@@ -92,17 +93,17 @@ class ShortWay(asyncio.Protocol):
         else:
             self.received(data)
 
+    @abstractmethod
     def received(self, data: bytes) -> None:
         """Bytes that take the long way."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin(self, head: Head) -> Exchange:
         """A request that takes the long way, and is whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Ends the connection once what was written is out."""
-        raise NotImplementedError
 
     def _send(self, head: Head, plan: Plan, sent: bytes) -> bool:
         """False: there is no connection at hand. `sent`: the request's head, which is all of it."""
