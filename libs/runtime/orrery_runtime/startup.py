@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import tempfile
 import time
 from pathlib import Path
 from typing import Final
@@ -129,11 +130,11 @@ async def require_nats_login(bus: Bus) -> None:
 
 def require_writable(path: Path, setting: str) -> None:
     """Makes the folder if need be. Raises StartupError when this process may not write there."""
-    probe = path / ".orrery-write-probe"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        # A name of its own: processes that start together on one folder must not remove each other's probe.
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         raise StartupError(
             f"cannot write to {path} ({error.strerror}): correct its permissions or choose another {setting}"
