@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -29,7 +28,7 @@ atexit.register(lambda: print("LOADED", *sorted(m for m in sys.modules if "." no
 
 
 def test_help_takes_no_time() -> None:
-    """The processor's time, not the clock's: other tests run beside this one."""
+    """The processor's time, not the clock's, and the least of several: what runs beside it can only add to it."""
     taken = []
     for _ in range(ROUNDS):
         before = os.times()
@@ -38,4 +37,4 @@ def test_help_takes_no_time() -> None:
         after = os.times()
         used = after.children_user + after.children_system - before.children_user - before.children_system
         taken.append(min(used, time.perf_counter() - began))
-    assert statistics.median(taken) < HELP_MAX_S, taken
+    assert min(taken) < HELP_MAX_S, taken

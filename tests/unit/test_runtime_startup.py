@@ -16,9 +16,14 @@ OFTEN = 100
 
 def test_processes_that_start_together_do_not_disturb_each_other_in_one_folder(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "run"
-    with ThreadPoolExecutor(TOGETHER) as starting:
-        for _ in starting.map(lambda _: [require_writable(folder, "run_dir") for _ in range(OFTEN)], range(TOGETHER)):
-            pass
+
+    def start() -> None:
+        for _ in range(OFTEN):
+            require_writable(folder, "run_dir")
+
+    with ThreadPoolExecutor(TOGETHER) as processes:
+        for started in [processes.submit(start) for _ in range(TOGETHER)]:
+            started.result()
     assert list(folder.iterdir()) == []
 
 
