@@ -15,6 +15,7 @@ from orrery_events.catalog.server import server_stream
 from orrery_events.errors import Conflict, LogUnavailable
 from orrery_events.log import EventLog, create_pool
 from orrery_events.server_state import ENDED, STARTING, STOPPING, Phase, Server, evolve
+from orrery_runtime.startup import close_pool
 
 from .errors import CliError
 
@@ -39,7 +40,7 @@ async def opened(database_url: str) -> AsyncIterator[EventLog]:
         raise CliError(str(error)) from None
     finally:
         await log.close()
-        await pool.close()
+        await close_pool(pool)
 
 
 async def count_running(log: EventLog) -> int:

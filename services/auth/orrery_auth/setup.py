@@ -10,6 +10,7 @@ import asyncpg
 from orrery_events.catalog.user import UserUpdated, user_stream
 from orrery_events.log import EventLog, create_pool
 from orrery_events.names import normalise_user_name
+from orrery_runtime.startup import close_pool
 
 from .domain import check_password
 from .identities import create_user, read_user
@@ -71,4 +72,4 @@ async def _opened(database_url: str) -> AsyncIterator[tuple[EventLog, Store]]:
         yield log, Store(pool, "")
     finally:
         await log.close()
-        await pool.close()
+        await close_pool(pool)

@@ -13,6 +13,8 @@ from orrery_cli.console import complain, paint, say
 from .options import DataDirOption
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from orrery_cli.datadir import DataDir
     from orrery_events.recorded import Recorded
 
@@ -52,12 +54,29 @@ def tail(
 
     place = Place(data_dir)
     reader = _Reader(place, output)
-    try:
-        asyncio.run(reader.run(start, follow=follow))
-    except KeyboardInterrupt:
+    if asyncio.run(_interrupted(reader.run(start, follow=follow))):
         if reader.next_position:
             complain(f"\nResume with: orrery events tail --follow --from {reader.next_position}{place.option()}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(130)
+
+
+async def _interrupted(work: Coroutine[None, None, None]) -> bool:
+    """Does the work; True if Ctrl-C ended it. `asyncio.run` would cancel it only once, which a library underneath may
+    overlook (python/cpython#86296): then the log would be followed on and on."""
+    import asyncio
+    import signal
+
+    from orrery_events.tasks import end_tasks
+
+    task, stop = asyncio.create_task(work), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    interrupted = not task.done()
+    await end_tasks(task, stopping)
+    if not interrupted:
+        task.result()
+    return interrupted
 
 
 class _Reader:
