@@ -267,6 +267,17 @@ async def test_control_services_get_credentials_and_the_routers_proof(bench: Ben
     assert "guess" not in json.dumps([list(h) for h in got.headers.items()])
 
 
+async def test_after_a_refused_websocket_the_connection_ends_and_the_client_is_told(bench: Bench) -> None:
+    """Else the next request on it would be taken for what follows the switch, and never be answered."""
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    headers = {**bench.ada.cookie, **upgrade, "Sec-WebSocket-Version": "13", "Origin": "http://evil.example"}
+    async with aiohttp.ClientSession(bench.url) as http:
+        async with http.get("/user/ada/ws", headers=headers) as refused:
+            assert (refused.status, refused.headers["Connection"]) == (403, "close")
+        async with asyncio.timeout(10), http.get("/user/ada/api", headers=bench.ada.cookie) as next_one:
+            assert next_one.status == 200
+
+
 @pytest.mark.parametrize(
     ("origin", "passes"),
     [("", True), ("http://{host}", True), ("http://evil.example", False), ("https://{host}", False), ("null", False)],

@@ -371,9 +371,7 @@ class Exchange:
             self._finish(reply.status)
             return
         self.response_begun = True
-        self._close_after = (
-            reply.close or not self.request_ended or not self.head.keep_alive or self.head.http10
-        ) or self.client.server.draining
+        self._close_after = (reply.close or not self.request_ended or self.head.is_last) or self.client.server.draining
         content = reply.content
         if self._close_after and not reply.close:
             content = content.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
