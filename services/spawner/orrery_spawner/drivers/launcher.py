@@ -11,6 +11,7 @@ Only the standard library, so that it starts in some 15 ms:
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import signal
@@ -77,8 +78,8 @@ def _stat_fields(pid: int) -> list[str]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a file that is never seen half-written."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes a file that is never seen half-written, by threads at the same time either."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{_thread.get_ident()}")
     draft.write_text(json.dumps(value))
     draft.replace(path)
 
