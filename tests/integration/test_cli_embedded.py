@@ -47,7 +47,7 @@ async def test_postgres_listens_on_no_network_address(postgres: PostgresServer) 
 
 
 @pytest.mark.invariant(8)
-async def test_nobody_gets_in_without_a_password(postgres: PostgresServer) -> None:
+async def test_nobody_gets_in_without_a_password(postgres: PostgresServer, tmp_path: Path) -> None:
     for user in ("orrery", "postgres"):
         for password in (None, "", "wrong"):
             with pytest.raises((asyncpg.InvalidPasswordError, asyncpg.InterfaceError)):
@@ -56,7 +56,7 @@ async def test_nobody_gets_in_without_a_password(postgres: PostgresServer) -> No
                     user=user,
                     password=password,
                     database="orrery",
-                    passfile="/nonexistent",
+                    passfile=str(tmp_path / "none"),
                 )
     connection = await asyncpg.connect(postgres.url)
     assert await connection.fetchval("SHOW password_encryption") == "scram-sha-256"
