@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 import aiohttp
+import psutil
 import pytest
 from yarl import URL
 
@@ -126,7 +128,21 @@ class Hub:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
+        self._end_proxies()
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def _end_proxies(self) -> None:
+        """A hub that ends while its proxy is being replaced leaves that behind."""
+        left = [p for p in psutil.process_iter() if self._is_proxy(p)]
+        for proxy in left:
+            with suppress(psutil.Error):
+                proxy.terminate()
+        psutil.wait_procs(left, timeout=20)
+
+    def _is_proxy(self, process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return f"--api-port {self.api_port}" in " ".join(process.cmdline())
+        return False
 
 
 class Visitor:
